@@ -1,0 +1,74 @@
+"""From examples to the tensors of a training step. The shift by one lives here and nowhere else.
+
+Shapes: B rows · T the longest row's inputs. All rows of one micro-batch are padded on the right to T: under a causal
+mask no real position ever sees what stands to its right, so padding needs no mask of its own; it is just not graded.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.examples import Example
+
+Batch = tuple[Tensor, Tensor, Tensor]  # inputs, targets, graded: (B, T) each
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Pads and shifts: targets[b, t] is the token that follows inputs[b, t], graded[b, t] whether it is graded.
+
+    Returns ids, ids and bool, (B, T) each. Raises ValueError for a row in which nothing is graded: its loss is 0 / 0.
+    """
+    T = max(len(tokens) for tokens, _ in examples) - 1
+    inputs = torch.zeros(len(examples), T, dtype=torch.long)
+    targets = torch.zeros(len(examples), T, dtype=torch.long)
+    graded = torch.zeros(len(examples), T, dtype=torch.bool)
+    for b, (tokens, is_graded) in enumerate(examples):
+        if not is_graded[1:].any():
+            raise ValueError(f"an example of {len(tokens)} tokens has none that is graded after its first")
+        t = len(tokens) - 1
+        inputs[b, :t] = torch.from_numpy(tokens[:-1].astype(np.int64))
+        targets[b, :t] = torch.from_numpy(tokens[1:].astype(np.int64))
+        graded[b, :t] = torch.from_numpy(is_graded[1:])
+    return inputs, targets, graded
+
+
+def in_order(examples: Sequence[Example], batch_size: int) -> Iterator[Batch]:
+    """Every example once, as it stands: for evaluation."""
+    for start in range(0, len(examples), batch_size):
+        yield collate([examples[i] for i in range(start, min(start + batch_size, len(examples)))])
+
+
+class Batches:
+    """Shuffled micro-batches for every optimizer step: batches[step] depends on the seed and the step alone, so a run
+    can be taken up anywhere. Each epoch is a new order in which every example comes once."""
+
+    def __init__(self, examples: Sequence[Example], batch_size: int, micro_batches: int, seed: int) -> None:
+        """batch_size: rows a micro-batch; micro_batches: how many of them an optimizer step adds up."""
+        self.examples, self.batch_size, self.micro_batches, self.seed = examples, batch_size, micro_batches, seed
+        self.per_epoch = -(-len(examples) // batch_size)  # micro-batches an epoch, the last may be smaller
+        self.epoch = -1  # the epoch whose order is at hand
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        numbers = range(step * self.micro_batches, (step + 1) * self.micro_batches)
+        return [collate([self.examples[i] for i in self.rows(number)]) for number in numbers]
+
+    def rows(self, number: int) -> np.ndarray:
+        """Which examples micro-batch `number`, counted through all epochs, holds."""
+        epoch, place = divmod(number, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, self._order(epoch)
+        return self.order[place]
+
+    def _order(self, epoch: int) -> list[np.ndarray]:
+        """Shuffled, then sorted by length in pools of 32 batches, so that the rows of a batch are of like length."""
+        rng = np.random.default_rng((self.seed, epoch))
+        shuffled = rng.permutation(len(self.examples))
+        pool = 32 * self.batch_size
+        batches = []
+        for start in range(0, len(shuffled), pool):
+            rows = shuffled[start : start + pool]
+            rows = rows[np.argsort([len(self.examples[i].tokens) for i in rows], kind="stable")]
+            batches += np.split(rows, range(self.batch_size, len(rows), self.batch_size))
+        return [batches[i] for i in rng.permutation(len(batches))]

@@ -1,0 +1,198 @@
+"""What a model learns from, plain text or instructions, both as examples (tokens, graded).
+
+tokens: (L,) ids; graded: (L,) bool, which of them the model is asked to predict. That mask is all that tells the two
+apart: text is graded everywhere, an instruction only on its response and the end-of-text token after it.
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tiktoken
+
+
+class Example(NamedTuple):
+    tokens: np.ndarray  # (L,) ids
+    graded: np.ndarray  # (L,) bool
+
+    def prompt(self) -> list[int]:
+        """What comes before the first graded token; of plain text, where nothing does, its first 16 tokens."""
+        return self.tokens[: int(self.graded.argmax()) or 16].tolist()
+
+
+# ---- plain text: graded everywhere -------------------------------------------------------------------------------
+
+
+def from_text(
+    path: str | Path, tokenizer: tiktoken.Encoding, block_size: int, held_out: float
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Rows of block_size + 1 tokens to learn from, and those of the text's last part (the share held_out) to judge by.
+
+    Raises OSError for a file that cannot be read, ValueError for one that is not UTF-8 or too short for two rows.
+    """
+    tokens = token_file(path, tokenizer)
+    n_held_out = max(block_size + 1, int(held_out * len(tokens)))
+    if len(tokens) < n_held_out + block_size + 1:
+        raise ValueError(
+            f"{path} has {len(tokens):,} tokens, too few for a row of {block_size} to learn from and one to judge by: "
+            "give a longer text or a smaller --block-size"
+        )
+    return TextRows(tokens[:-n_held_out], block_size), TextRows(tokens[-n_held_out:], block_size)
+
+
+@dataclass
+class TextRows(Sequence[Example]):
+    """A text cut into rows. The last token of a row is the first of the next: a row's first token is only read, so
+    each token of the text but the very first is predicted exactly once."""
+
+    tokens: np.ndarray  # (L,), in memory or on disk
+    block_size: int
+
+    def __len__(self) -> int:
+        return -(-(len(self.tokens) - 1) // self.block_size)  # rounded up: the last row may be shorter
+
+    def __getitem__(self, i):
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        tokens = self.tokens[i * self.block_size : (i + 1) * self.block_size + 1]
+        return Example(tokens, np.ones(len(tokens), bool))
+
+
+def token_file(path: str | Path, tokenizer: tiktoken.Encoding) -> np.ndarray:
+    """The text's ids and an end-of-text, (L,), memory-mapped: tokenised once, then kept in the cache folder.
+
+    That is $FINETUNING_CACHE, or ~/.cache/finetuning; files there are named by a hash of the text and the tokenizer.
+    """
+    digest = hashlib.sha256(tokenizer.name.encode())
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
+    folder = Path(os.environ.get("FINETUNING_CACHE") or Path.home() / ".cache" / "finetuning")
+    cached = folder / f"{digest.hexdigest()[:32]}.{np.dtype(dtype).name}"
+    if not cached.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = cached.with_suffix(f".{os.getpid()}")
+        try:
+            with open(unfinished, "wb") as file:
+                for text in read_text(path):
+                    np.array(tokenizer.encode_ordinary(text), dtype).tofile(file)
+                np.array([tokenizer.eot_token], dtype).tofile(file)
+            os.replace(unfinished, cached)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return np.memmap(cached, dtype, mode="r")
+
+
+def read_text(path: str | Path) -> Iterator[str]:
+    """A UTF-8 file in pieces of a million characters and the rest of their line, so that any size fits in memory."""
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            while piece := file.read(2**20):
+                yield piece + file.readline(2**20)
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text: {_first_bad_byte(path)}") from None
+
+
+def _first_bad_byte(path: str | Path) -> str:
+    offset = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"{error.reason} at byte {offset + error.start}"
+            offset += len(line)
+    return "it changed while it was read"
+
+
+# ---- instructions: graded on the response ------------------------------------------------------------------------
+
+
+class Instruction(NamedTuple):
+    instruction: str  # what to do
+    input: str  # what to do it with, often empty
+    output: str  # the response
+
+
+def render_prompt(instruction: str, input: str = "") -> str:
+    """The one prompt template, for training and for sampling: what the model has read when it begins to respond."""
+    input_line = f"### Input: {input}\n" if input else ""
+    return f"### Instruction: {instruction}\n{input_line}### Response:"
+
+
+def instruction_example(record: Instruction, tokenizer: tiktoken.Encoding) -> Example:
+    """Prompt and response are encoded apart: the prompt's ids are then the same as when one only asks."""
+    prompt = tokenizer.encode_ordinary(render_prompt(record.instruction, record.input))
+    response = [*tokenizer.encode_ordinary(" " + record.output), tokenizer.eot_token]
+    graded = [False] * len(prompt) + [True] * len(response)
+    return Example(np.array(prompt + response), np.array(graded))
+
+
+def from_instructions(
+    path: str | Path, tokenizer: tiktoken.Encoding, block_size: int, held_out: float
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """The examples to learn from, and a random share held_out (the same in every run) to judge by.
+
+    A long response is cut after block_size + 1 tokens. An example is skipped when its response is empty, or when its
+    prompt alone fills the block, so that nothing would be graded. Both are counted and printed. Raises ValueError when
+    fewer than two examples are left, or for a malformed file.
+    """
+    records = read_instructions(path)
+    whole = [instruction_example(record, tokenizer) for record in records if record.output.strip()]
+    cut = [Example(tokens[: block_size + 1], graded[: block_size + 1]) for tokens, graded in whole]
+    examples = [example for example in cut if example.graded.any()]
+    n_empty, n_skipped = len(records) - len(whole), len(cut) - len(examples)
+    n_cut = sum(len(example.tokens) > block_size + 1 for example in whole) - n_skipped
+    for n, what in (
+        (n_empty, "have an empty response: skipped"),
+        (n_skipped, f"have a prompt longer than --block-size {block_size}, nothing would be graded: skipped"),
+        (n_cut, f"are longer than --block-size {block_size}: cut there, their end is not learned"),
+    ):
+        if n:
+            print(f"{path}: {n:,} of {len(records):,} instructions {what}")
+    if len(examples) < 2:
+        raise ValueError(
+            f"{path} has {len(examples)} usable instructions, one to learn from and one to judge by are the least"
+        )
+    random.Random(0).shuffle(examples)
+    n_held_out = max(1, int(held_out * len(examples)))
+    return examples[:-n_held_out], examples[-n_held_out:]
+
+
+def read_instructions(path: str | Path) -> list[Instruction]:
+    """Alpaca's keys (instruction, output, and optionally input) from a .json list or a .jsonl file, a record a line.
+
+    Raises ValueError naming the file and the record, and what was expected there.
+    """
+    text = "".join(read_text(path))
+    if str(path).endswith(".jsonl"):
+        lines = [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        return [_record(where, _parse(where, line)) for where, line in lines]
+    records = _parse(str(path), text)
+    if not isinstance(records, list):
+        raise ValueError(f"{path} must hold a JSON list of records; for one record a line, name it .jsonl")
+    return [_record(f"{path}: record {number}", record) for number, record in enumerate(records, 1)]
+
+
+def _parse(where: str, text: str):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+
+
+def _record(where: str, record) -> Instruction:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} must be an object with instruction and output, not {type(record).__name__}")
+    for key, default in (("instruction", None), ("input", ""), ("output", None)):
+        if not isinstance(record.get(key, default), str):
+            found = f"is {type(record[key]).__name__}" if key in record else "is missing"
+            raise ValueError(f'{where}: "{key}" {found}, expected a text')
+    return Instruction(record["instruction"], record.get("input", ""), record["output"])

@@ -1,0 +1,134 @@
+"""Tokenizers: text to ids and back. Each is a tiktoken.Encoding whose end-of-text id is `tokenizer.eot_token`.
+
+    bytes    one token a byte: any text, offline, 257 tokens
+    gpt2     GPT-2's byte-level BPE, 50,257 tokens (tiktoken downloads it once)
+    FILE     a byte-level BPE of one's own:   python -m data.tokenizer --text TEXT --out FILE
+
+User text always goes through `encode_ordinary`, for which "<|endoftext|>" is thirteen characters like any others;
+the end-of-text id is appended by code only.
+"""
+
+import base64
+import hashlib
+import heapq
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import tiktoken
+
+from data.examples import read_text
+from run.config import command_line
+
+# Words and numbers with the space before them, punctuation, white space: every character matches one of these.
+PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
+
+
+def load_tokenizer(name: str) -> tiktoken.Encoding:
+    """name: bytes, gpt2, or the path of a file that save_tokenizer wrote. Raises ValueError for anything else."""
+    if name == "bytes":
+        return _encoding("bytes", {bytes([i]): i for i in range(256)})
+    if name == "gpt2":
+        try:
+            return tiktoken.get_encoding("gpt2")
+        except OSError as error:  # no network: requests' exceptions are OSErrors
+            raise ValueError(
+                "the gpt2 tokenizer is not on this machine and could not be downloaded: go online once, or set "
+                "TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer bytes"
+            ) from error
+    try:
+        content = Path(name).read_bytes()
+        ranks = {
+            base64.b64decode(token, validate=True): int(rank) for token, rank in map(bytes.split, content.splitlines())
+        }
+    except OSError as error:
+        raise ValueError(
+            f"there is no tokenizer {name!r}: give bytes, gpt2 or a file from python -m data.tokenizer"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{name} is no tokenizer file: each line must be a token in base64 and its rank") from error
+    if list(ranks.values()) != list(range(len(ranks))) or not all(bytes([i]) in ranks for i in range(256)):
+        raise ValueError(f"{name} is no tokenizer file: ranks must count up from 0 and all 256 bytes be there")
+    return _encoding(f"bpe-{hashlib.sha256(content).hexdigest()[:16]}", ranks)
+
+
+def _encoding(name: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
+    return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
+
+
+def save_tokenizer(ranks: dict[bytes, int], path: str | Path) -> None:
+    """Writes tiktoken's file format: a line a token, its bytes in base64 and its rank."""
+    lines = (base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+    Path(path).write_bytes(b"".join(lines))
+
+
+def train_bpe(text: Iterable[str], vocab_size: int) -> dict[bytes, int]:
+    """Byte-pair encoding: the commonest pair of neighbours becomes a token, again and again (SLP3, ch. 2).
+
+    text: in pieces of any length; vocab_size: bytes and merges together, without end-of-text. Returns each token's
+    rank, which is its id; fewer than vocab_size when nothing is left to merge. Raises ValueError below 256. A merge
+    visits only the words that hold its pair, so a megabyte takes about a second.
+    """
+    if vocab_size < 256:
+        raise ValueError(f"a byte-level vocabulary has at least 256 tokens, got --vocab-size {vocab_size}")
+    frequency = Counter(word for piece in text for word in re.findall(PATTERN, piece))
+    words = [([bytes([byte]) for byte in word.encode()], n) for word, n in frequency.items()]  # (tokens, how often)
+    ranks = {bytes([i]): i for i in range(256)}
+    pair_counts: Counter[tuple[bytes, bytes]] = Counter()
+    words_with: defaultdict[tuple[bytes, bytes], set[int]] = defaultdict(set)  # pair -> indices of words
+    for i, (word, n) in enumerate(words):
+        for pair in pairwise(word):
+            pair_counts[pair] += n
+            words_with[pair].add(i)
+    heap = [(-count, pair) for pair, count in pair_counts.items()]  # the commonest pair on top
+    heapq.heapify(heap)
+    while len(ranks) < vocab_size and heap:
+        count, pair = heapq.heappop(heap)
+        if -count != pair_counts[pair]:
+            continue  # an old count: the pair is in the heap with its new one too
+        ranks.setdefault(pair[0] + pair[1], len(ranks))  # two pairs can spell the same token
+        changed: set[tuple[bytes, bytes]] = set()
+        for i in words_with.pop(pair):
+            word, n = words[i]
+            merged = _merge(word, pair)
+            for old in pairwise(word):
+                pair_counts[old] -= n
+            for new in pairwise(merged):
+                pair_counts[new] += n
+                words_with[new].add(i)
+            changed.update(pairwise(word), pairwise(merged))
+            words[i] = merged, n
+        for other in changed:
+            if pair_counts[other]:
+                heapq.heappush(heap, (-pair_counts[other], other))
+    return ranks
+
+
+def _merge(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
+    merged: list[bytes] = []
+    for token in word:
+        if merged and (merged[-1], token) == pair:
+            merged[-1] += token
+        else:
+            merged.append(token)
+    return merged
+
+
+@dataclass(kw_only=True)
+class Config:
+    text: str  # UTF-8 text file to learn the merges from
+    out: str  # file to write, in tiktoken's format
+    vocab_size: int = 1024  # tokens: 256 bytes and the merges
+
+
+def main(config: Config) -> None:
+    ranks = train_bpe(read_text(config.text), config.vocab_size)
+    save_tokenizer(ranks, config.out)
+    print(f"{config.out}: {len(ranks):,} tokens, the last one {list(ranks)[-1]!r}")
+
+
+if __name__ == "__main__":
+    command_line(main, Config)

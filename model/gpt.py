@@ -1,0 +1,157 @@
+"""The GPT-2 decoder (Radford et al. 2019), in plain PyTorch: tokens in, logits of the next token out.
+
+Shapes:  B batch · T time (tokens in a row) · C channels (n_embd) · H heads · D = C / H head size
+         V vocabulary · N graded positions · S time with the cache's tokens (S = T without one)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int = 50257  # V, tokens the model can read and write
+    block_size: int = 1024  # longest row, in tokens: as many positions are learned
+    n_layer: int = 12  # blocks
+    n_head: int = 12  # H, attention heads a block
+    n_embd: int = 768  # C, channels
+    dropout: float = 0.0  # share of activations zeroed while training
+
+    def __post_init__(self) -> None:
+        sizes = (self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
+        if min(sizes) < 1:
+            raise ValueError(f"every size of a GPT must be at least 1, got {self}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
+
+
+class Cache(Protocol):
+    """What the model asks of a key-value cache; model/generate.py has the one that is used."""
+
+    def positions(self, T: int) -> Tensor: ...
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def written_out_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q kᵀ / √D) v, one step a line (Vaswani et al. 2017, eq. 1; SLP3, ch. 8).
+
+    q: (B, H, T, D), k and v: (B, H, S, D); visible: (B, 1, T, S), true where a query may look, or
+    None for "at itself and to its left". Returns (B, H, T, D).
+    """
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+    if visible is None:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()  # (T, T)
+    weights = scores.masked_fill(~visible, -math.inf).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
+    return F.dropout(weights, dropout) @ v  # (B, H, T, D)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+    """The same function as written_out_attention, in one kernel that never stores the weights."""
+    return F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=visible is None)
+
+
+class CausalSelfAttention(nn.Module):
+    fused = True  # the switch: CausalSelfAttention.fused = False steps through written_out_attention
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.q_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.k_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.v_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.o_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
+        B, T, C = x.shape
+        q = self.q_proj(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_proj(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        v = self.v_proj(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        visible = None
+        if cache is not None:
+            k, v, visible = cache.extend(layer, k, v)  # (B, H, S, D) twice, (B, 1, T, S)
+        attention = fused_attention if self.fused else written_out_attention
+        y = attention(q, k, v, visible, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.down_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))  # (B, T, 4C) inside
+
+
+class Block(nn.Module):
+    """Pre-LayerNorm: each half reads a normalised copy of the residual stream and adds to it."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x), cache, layer))
+        x = x + self.dropout(self.mlp(self.ln_2(x)))
+        return x  # (B, T, C)
+
+
+class GPT(nn.Module):
+    """A decoder-only language model: p(next token | tokens so far)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is; also the head (tied)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Weights from N(0, 0.02²), biases 0; what adds to the residual stream is scaled by 1/√(2 n_layer),
+        since 2 n_layer such terms add up (Radford et al. 2019, sec. 2.3)."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                adds_to_stream = name.endswith(("o_proj", "down_proj"))
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if adds_to_stream else 0.02
+                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """The last layer's state at every position, where any head can sit.
+
+        tokens: (B, T) ids below vocab_size. Returns (B, T, C). Raises ValueError beyond block_size.
+        """
+        T = tokens.size(1)
+        positions = torch.arange(T, device=tokens.device) if cache is None else cache.positions(T)  # (T,) or (B, T)
+        if T > self.config.block_size:
+            raise ValueError(f"a row of {T} tokens is longer than the model's block_size {self.config.block_size}")
+        x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache, layer)
+        return self.ln_f(x)  # (B, T, C)
+
+    def forward(self, tokens: Tensor, graded: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Logits of the token that follows each position, or only of the positions that are graded.
+
+        tokens: (B, T) ids; graded: (B, T) bool. Returns (B, T, V), or (N, V) with graded, row by row:
+        the other logits are never computed.
+        """
+        h = self.hidden(tokens, cache)  # (B, T, C)
+        if graded is not None:
+            h = h[graded]  # (N, C)
+        return h @ self.wte.weight.T  # (B, T, V) or (N, V)

@@ -1,0 +1,130 @@
+"""Run folders: a model and its tokenizer, or an adapter with the name and hash of the base it was trained on.
+
+    model.pt     {"config": of the GPT, "tokenizer": its name, "weights"}, beside it tokenizer.tiktoken unless that is
+                 gpt2 or bytes
+    adapter.pt   {"config": r, alpha, targets, "base": its folder, "base_sha256", "weights": A and B}
+
+Only tensors and plain types are stored, and files are replaced whole: a save that is cut off leaves the old one.
+Everything here raises ValueError, in one sentence, for a folder or file that does not fit.
+"""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+
+from data import tokenizer as tokenizers
+from model.gpt import GPT, GPTConfig
+from model.lora import apply_lora, base_state_dict, load_lora_state_dict, lora_layers, lora_state_dict
+
+MODEL = ("config", "tokenizer", "weights")
+ADAPTER = ("config", "base", "base_sha256", "weights")
+
+
+def save_model(folder: str | Path, model: GPT, tokenizer: tiktoken.Encoding) -> int:
+    """Writes model.pt (and the tokenizer, if it is one of one's own) and returns its size in bytes."""
+    if tokenizer.name not in ("gpt2", "bytes"):
+        ranks = {tokenizer.decode_single_token_bytes(rank): rank for rank in range(tokenizer.eot_token)}
+        tokenizers.save_tokenizer(ranks, Path(folder, "tokenizer.tiktoken"))
+    contents = {"config": dataclasses.asdict(model.config), "tokenizer": tokenizer.name, "weights": model.state_dict()}
+    return _write(Path(folder, "model.pt"), contents)
+
+
+def load_model(folder: str | Path, block_size: int = 1, dropout: float = 0.0) -> GPT:
+    """The model of a run, on the CPU. Raises ValueError when block_size is beyond its own."""
+    contents = _read(Path(folder, "model.pt"), MODEL)
+    model = GPT(GPTConfig(**{**contents["config"], "dropout": dropout}))
+    if block_size > model.config.block_size:
+        raise ValueError(
+            f"--block-size {block_size} is beyond the {model.config.block_size} tokens that {folder} can read"
+        )
+    try:
+        model.load_state_dict(contents["weights"])
+    except RuntimeError as error:
+        raise ValueError(f"{folder}/model.pt does not fit its own config: {error}") from None
+    return model
+
+
+def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
+    """The tokenizer that the model of a run was trained with."""
+    name = _read(Path(folder, "model.pt"), MODEL)["tokenizer"]
+    tokenizer = tokenizers.load_tokenizer(
+        name if name in ("gpt2", "bytes") else str(Path(folder, "tokenizer.tiktoken"))
+    )
+    if tokenizer.name != name:
+        raise ValueError(f"{folder}/tokenizer.tiktoken is not the tokenizer that its model.pt was trained with")
+    return tokenizer
+
+
+def save_adapter(folder: str | Path, model: GPT, base: str | Path) -> int:
+    """Writes adapter.pt, A and B only, and returns its size in bytes."""
+    adapters = {path.split(".")[-1]: layer.adapters["default"] for path, layer in lora_layers(model)}
+    any_of_them = next(iter(adapters.values()))
+    config = {"r": any_of_them.lora_A.size(0), "alpha": any_of_them.alpha, "targets": sorted(adapters)}
+    contents = {
+        "config": config,
+        "base": str(base),
+        "base_sha256": sha256_of_base(model),
+        "weights": lora_state_dict(model),
+    }
+    return _write(Path(folder, "adapter.pt"), contents)
+
+
+def load_adapter(model: GPT, folder: str | Path, name: str = "default") -> None:
+    """Puts the adapter of a run beside the model's Linears, active. Refuses a model that is not the adapter's base."""
+    contents = _read(Path(folder, "adapter.pt"), ADAPTER)
+    if contents["base_sha256"] != sha256_of_base(model):
+        raise ValueError(
+            f"the adapter in {folder} was trained on {contents['base']}, not on this base: their weights differ"
+        )
+    config = contents["config"]
+    apply_lora(model, config["r"], config["alpha"], 0.0, tuple(config["targets"]), name)
+    load_lora_state_dict(model, contents["weights"], name)
+
+
+def load_run(folder: str, adapter: str, device: torch.device) -> tuple[GPT, tiktoken.Encoding]:
+    """What to evaluate or to talk to: a model, with an adapter on it if one is named; its base is then known anyway."""
+    if not folder and not adapter:
+        raise ValueError("give --from RUN, or --adapter RUN for a LoRA adapter and its base")
+    base = folder or _read(Path(adapter, "adapter.pt"), ADAPTER)["base"]
+    model = load_model(base)
+    if adapter:
+        load_adapter(model, adapter)
+    return model.to(device), load_tokenizer(base)
+
+
+def sha256_of_base(model: GPT) -> str:
+    """A fingerprint of every base weight, its name and its bits; adapters do not count."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base_state_dict(model).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write(path: Path, contents: dict[str, Any]) -> int:
+    unfinished = path.with_suffix(".unfinished")
+    with open(unfinished, "wb") as file:
+        torch.save(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    return path.stat().st_size
+
+
+def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    if not path.is_file():
+        other = "adapter.pt" if path.name == "model.pt" else "model.pt"
+        hint = f"; it holds {other}" if (path.parent / other).is_file() else ""
+        raise ValueError(f"{path.parent} is not a run with {path.name}{hint}")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        if set(contents) == set(keys):
+            return contents
+    except Exception as error:  # whatever a damaged or foreign file makes the reader raise
+        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    raise ValueError(f"{path} is not a checkpoint of this project: it must hold {', '.join(keys)}")

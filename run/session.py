@@ -1,0 +1,115 @@
+"""What surrounds a training run and teaches nothing about it: the device, the seed, the run folder, the progress."""
+
+import csv
+import dataclasses
+import datetime
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data.batches import Batches
+from run.config import check
+
+COLUMNS = ("step", "loss", "held_out_nll", "learning_rate", "grad_norm", "graded_tokens", "seconds")
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' takes a CUDA GPU, else an Apple GPU, else the CPU. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} is not usable here: {str(error).splitlines()[0]}") from None
+
+
+def peak_mb(device: torch.device) -> float | None:
+    """The most memory that this process has held so far, in MB (10^6 bytes): the GPU's, or else all of it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+        import resource  # not on Windows
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts bytes
+    except (OSError, ImportError):
+        return None
+
+
+class Session:
+    """One run: `for step in session.steps():` around a training step that ends with `session.log(...)`."""
+
+    def __init__(self, config: Any) -> None:
+        """Makes the folder config.out with config.json in it. Raises ValueError if a run is there already."""
+        self.config = check(config)
+        self.device = choose_device(config.device)
+        self.out = Path(config.out)
+        if (self.out / "config.json").exists():
+            raise ValueError(f"{self.out} holds a run already: give another --out, or delete it")
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.write("config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        torch.manual_seed(config.seed)
+        self.graded_tokens = 0  # so far, in training
+        self._append(COLUMNS)
+
+    def write(self, name: str, text: str) -> None:
+        (self.out / name).write_text(text, encoding="utf-8")
+
+    def steps(self) -> Iterator[int]:
+        """0, 1, … config.steps - 1, with one line of progress in a terminal and about ten lines elsewhere."""
+        self.started = time.perf_counter()
+        self.progress = tqdm(range(self.config.steps), desc=self.out.name, unit="step", disable=not sys.stderr.isatty())
+        yield from self.progress
+
+    def log(
+        self, step: int, loss: float, n_graded: int, learning_rate: float, grad_norm: float, held_out_nll: float | None
+    ) -> None:
+        """Writes a row of metrics.csv and moves the progress line on. Losses in nats a token."""
+        done, steps = step + 1, self.config.steps
+        self.seconds = time.perf_counter() - self.started
+        self.graded_tokens += n_graded
+        self._append([step, loss, held_out_nll, learning_rate, grad_norm, self.graded_tokens, round(self.seconds, 3)])
+        state = f"loss {loss:.3f}, {self.graded_tokens / self.seconds:,.0f} graded tokens/s"
+        self.progress.set_postfix_str(state)
+        if self.progress.disable and (done == steps or done % max(1, steps // 10) == 0):
+            left = datetime.timedelta(seconds=round(self.seconds / done * (steps - done)))
+            print(f"{self.out}: step {done}/{steps}, {state}, {left} left", flush=True)
+
+    def _append(self, row: Iterable[Any]) -> None:
+        with open(self.out / "metrics.csv", "a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(row)
+
+    def begin(self, model: nn.Module, batches: Batches) -> None:
+        """Prints what learns, and for how long."""
+        self.total = sum(p.numel() for p in model.parameters())
+        self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        epochs = self.config.steps * self.config.micro_batches / batches.per_epoch
+        print(
+            f"{self.out}: {self.trainable:,} of {self.total:,} parameters learn ({self.trainable / self.total:.1%}), "
+            f"{self.config.steps:,} steps = {epochs:.1f} epochs of {len(batches.examples):,} examples, on {self.device}"
+        )
+
+    def finish(self, held_out_nll: float, sample: str, checkpoint_bytes: int) -> dict[str, Any]:
+        """Prints and keeps what came out: sample.txt, and the costs and the held-out loss, which are returned."""
+        self.write("sample.txt", sample + "\n")
+        print(sample)
+        print(f"{self.out}: held-out perplexity {math.exp(held_out_nll):.2f} after {self.seconds:.0f} s")
+        return {
+            "trainable": self.trainable,
+            "total": self.total,
+            "seconds": self.seconds,
+            "peak_mb": peak_mb(self.device),
+            "checkpoint_bytes": checkpoint_bytes,
+            "held_out_nll": held_out_nll,
+        }

@@ -1,0 +1,75 @@
+"""Talk to a model, with or without an adapter.
+
+python sample.py --from RUN --prompt "Once upon a time"
+python sample.py --adapter RUN --instruction "Name the opposite." --input hot
+python sample.py --from RUN --ask instruction          one line after another
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from data.examples import render_prompt
+from model.generate import generate
+from run.checkpoint import load_run
+from run.config import check, command_line
+from run.session import choose_device
+
+
+@dataclass(kw_only=True)
+class Config:
+    from_: str = ""  # run of the model; may be left out with --adapter, which knows its base
+    adapter: str = ""  # run of a LoRA adapter
+    prompt: str = ""  # text to continue
+    instruction: str = ""  # instruction to respond to
+    input: str = ""  # what the instruction is about
+    ask: str = "prompt"  # with neither: what each line of standard input is, a prompt or an instruction
+    max_new_tokens: int = 128  # tokens to write at most
+    temperature: float = 0.8  # below 1 likely tokens gain; 0 always takes the likeliest
+    top_k: int = 0  # draw from so many likeliest tokens; 0: from all
+    top_p: float = 1.0  # draw from the likeliest tokens that hold this share of the probability
+    seed: int = 0  # of the draws
+    device: str = "auto"  # cuda, mps, cpu, or auto
+
+
+def main(config: Config) -> None:
+    device = choose_device(check(config).device)
+    model, tokenizer = load_run(config.from_, config.adapter, device)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    for prompt in prompts(config):
+        tokens = tokenizer.encode_ordinary(prompt)
+        new = generate(
+            model,
+            [tokens],
+            config.max_new_tokens,
+            tokenizer.eot_token,
+            config.temperature,
+            config.top_k,
+            config.top_p,
+            generator,
+        )[0]
+        print(tokenizer.decode(new).strip() if prompt.endswith("### Response:") else prompt + tokenizer.decode(new))
+
+
+def prompts(config: Config) -> Iterator[str]:
+    if config.ask not in ("prompt", "instruction"):
+        raise ValueError(f"--ask must be prompt or instruction, got {config.ask!r}")
+    if config.prompt and config.instruction:
+        raise ValueError("give either --prompt or --instruction")
+    if config.instruction or config.prompt:
+        yield render_prompt(config.instruction, config.input) if config.instruction else config.prompt
+        return
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield render_prompt(line.strip(), config.input) if config.ask == "instruction" else line.rstrip("\n")
+
+
+if __name__ == "__main__":
+    command_line(main, Config)

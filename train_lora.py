@@ -1,0 +1,117 @@
+"""LoRA: what is graded is as in the sibling with the same data, and only A and B learn.
+
+    python train_lora.py (--text FILE | --instructions FILE) --out RUN --init-from RUN
+
+One of three siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded and what
+learns. Shapes: B rows · T tokens a row · V vocabulary · N graded tokens.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from data import examples
+from data.batches import Batches
+from evaluate import token_nll
+from model.generate import generate
+from model.lora import apply_lora
+from run import checkpoint
+from run.config import command_line
+from run.session import Session
+
+
+@dataclass(kw_only=True)
+class Config:
+    text: str = ""  # file to learn from: plain text in UTF-8
+    instructions: str = ""  # file to learn from: .json or .jsonl records of instruction, input (optional) and output
+    out: str  # folder to write the run to
+    init_from: str  # run to start from
+    r: int = 8  # LoRA's rank
+    alpha: float = 16.0  # LoRA's scale: B A x counts alpha / r times
+    lora_dropout: float = 0.0  # share of x zeroed on the way to A while training
+    targets: str = "q_proj,k_proj,v_proj,o_proj,up_proj,down_proj"  # layers that get an A and a B
+    block_size: int = 128  # tokens a row at most; the model must be able to read as many
+    dropout: float = 0.0  # share of activations zeroed while training
+    batch_size: int = 32  # rows a micro-batch
+    micro_batches: int = 1  # micro-batches a step, one after another, for less memory: their gradients add up
+    steps: int = 1000  # optimizer steps
+    learning_rate: float = 4e-3  # AdamW's, at its peak
+    warmup_steps: int = 50  # steps in which it rises to the peak; a cosine then takes it down to 0
+    weight_decay: float = 0.0  # AdamW's, for matrices only
+    max_grad_norm: float = 1.0  # gradients longer than this are scaled down to it
+    held_out: float = 0.1  # share of the data that is not learned from, but judged by
+    eval_every: int = 100  # steps between evaluations
+    seed: int = 0  # of new weights, the order of the data and dropout
+    device: str = "auto"  # cuda, mps, cpu, or auto
+
+
+def main(config: Config) -> dict:
+    # 1. config
+    session = Session(config)
+    device = session.device
+
+    # 2. data
+    tokenizer = checkpoint.load_tokenizer(config.init_from)
+    if config.text:
+        # graded: every token
+        train, held_out = examples.from_text(config.text, tokenizer, config.block_size, config.held_out)
+    else:
+        # graded: the response and its end-of-text
+        train, held_out = examples.from_instructions(config.instructions, tokenizer, config.block_size, config.held_out)
+    batches = Batches(train, config.batch_size, config.micro_batches, config.seed)
+
+    # 3. model
+    model = checkpoint.load_model(config.init_from, config.block_size, config.dropout)
+    model.to(device)
+
+    # 4. what learns
+    apply_lora(model, config.r, config.alpha, config.lora_dropout, tuple(config.targets.split(",")))  # A and B alone
+    learns = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    session.begin(model, batches)
+
+    # 5. optimizer
+    matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name not in ("wte.weight", "wpe.weight")}
+    the_rest = [p for name, p in learns.items() if name not in matrices]  # embeddings, biases, LayerNorms
+    decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
+    optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95))
+
+    # 6. loop
+    model.train()
+    for step in session.steps():
+        held_out_nll = token_nll(model, held_out, config.batch_size) if step % config.eval_every == 0 else None
+
+        warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+        learning_rate = config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+        micro_batches = batches[step]
+        n_graded = sum(int(graded.sum()) for _, _, graded in micro_batches)  # N of the whole step, not of one batch
+        step_loss = 0.0
+        for micro_batch in micro_batches:
+            inputs, targets, graded = (tensor.to(device) for tensor in micro_batch)  # (B, T) each
+            logits = model(inputs, graded)  # (N, V), of the graded positions only
+            nll = logits.logsumexp(-1) - logits.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+            loss = nll.sum() / n_graded
+            loss.backward()
+            step_loss += loss.item()
+
+        grad_norm = torch.nn.utils.clip_grad_norm_(learns.values(), config.max_grad_norm).item()
+        optimizer.step()
+        optimizer.zero_grad()
+        session.log(step, step_loss, n_graded, learning_rate, grad_norm, held_out_nll)
+
+    # 7. evaluate
+    held_out_nll = token_nll(model, held_out, config.batch_size)
+    prompt = held_out[0].prompt()
+    answer = generate(model, [prompt], max_new_tokens=64, stop=tokenizer.eot_token)[0]
+    sample = tokenizer.decode(prompt) + tokenizer.decode(answer)
+
+    # 8. save
+    checkpoint_bytes = checkpoint.save_adapter(config.out, model, config.init_from)
+    return session.finish(held_out_nll, sample, checkpoint_bytes)
+
+
+if __name__ == "__main__":
+    command_line(main, Config)
