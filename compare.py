@@ -62,8 +62,9 @@ COLUMNS = {  # key in results.json -> heading and format in the table
 }
 
 
-LEGEND = """One seed; held-out data throughout. base ppl: perplexity a token of the text that the base learned from (what is
-forgotten), domain ppl: of the domain (what is learned); response NLL: nats a token; exact match: of greedy answers."""
+LEGEND = """One seed; all is judged on held-out data. base ppl: perplexity a token of the text that the base learned from
+(what is forgotten); domain ppl: of the domain (what is learned); response NLL: nats a token; exact match: of greedy
+answers to the instructions."""
 
 
 def main(config: Config) -> dict[str, Any]:

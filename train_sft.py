@@ -64,7 +64,7 @@ def main(config: Config) -> dict:
     matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name not in ("wte.weight", "wpe.weight")}
     the_rest = [p for name, p in learns.items() if name not in matrices]  # embeddings, biases, LayerNorms
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
-    optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
 
     # 6. loop
     model.train()

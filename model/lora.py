@@ -58,7 +58,8 @@ def apply_lora(
     Returns what learns: A and B, r (d_in + d_out) numbers a layer. Changes the model in place. Raises ValueError for a
     rank below 1, an unknown target, a name that is taken, and while an adapter is merged.
     """
-    layers = {path: module for path, module in model.named_modules() if path.split(".")[-1] in targets}
+    linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | LoRALinear)}
+    layers = {path: module for path, module in linears.items() if path.split(".")[-1] in targets}
     unknown = set(targets) - {path.split(".")[-1] for path in layers}
     if unknown or not targets:
         raise ValueError(f"LoRA targets must be among {', '.join(TARGETS)}; got {', '.join(sorted(unknown)) or 'none'}")

@@ -1,13 +1,12 @@
 """What surrounds a training run and teaches nothing about it: the device, the seed, the run folder, the progress."""
 
-import csv
 import dataclasses
 import datetime
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +50,27 @@ class Session:
     """One run: `for step in session.steps():` around a training step that ends with `session.log(...)`."""
 
     def __init__(self, config: Any) -> None:
-        """Makes the folder config.out with config.json in it. Raises ValueError if a run is there already."""
+        """Raises ValueError for a number out of range, a device that is not there, and a folder that holds a run."""
         self.config = check(config)
         self.device = choose_device(config.device)
         self.out = Path(config.out)
         if (self.out / "config.json").exists():
             raise ValueError(f"{self.out} holds a run already: give another --out, or delete it")
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.write("config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         torch.manual_seed(config.seed)
         self.graded_tokens = 0  # so far, in training
-        self._append(COLUMNS)
+
+    def begin(self, model: nn.Module, batches: Batches) -> None:
+        """Opens the run folder, now that everything is there to run, and prints what learns and for how long."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.write("config.json", json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        self.write("metrics.csv", ",".join(COLUMNS) + "\n")
+        self.total = sum(p.numel() for p in model.parameters())
+        self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        epochs = self.config.steps * self.config.micro_batches / batches.per_epoch
+        print(
+            f"{self.out}: {self.trainable:,} of {self.total:,} parameters learn ({self.trainable / self.total:.1%}), "
+            f"{self.config.steps:,} steps = {epochs:.1f} epochs of {len(batches.examples):,} examples, on {self.device}"
+        )
 
     def write(self, name: str, text: str) -> None:
         (self.out / name).write_text(text, encoding="utf-8")
@@ -79,26 +88,14 @@ class Session:
         done, steps = step + 1, self.config.steps
         self.seconds = time.perf_counter() - self.started
         self.graded_tokens += n_graded
-        self._append([step, loss, held_out_nll, learning_rate, grad_norm, self.graded_tokens, round(self.seconds, 3)])
+        row = [step, loss, held_out_nll, learning_rate, grad_norm, self.graded_tokens, round(self.seconds, 3)]
+        with open(self.out / "metrics.csv", "a", encoding="utf-8") as file:
+            file.write(",".join("" if value is None else str(value) for value in row) + "\n")
         state = f"loss {loss:.3f}, {self.graded_tokens / self.seconds:,.0f} graded tokens/s"
         self.progress.set_postfix_str(state)
         if self.progress.disable and (done == steps or done % max(1, steps // 10) == 0):
             left = datetime.timedelta(seconds=round(self.seconds / done * (steps - done)))
             print(f"{self.out}: step {done}/{steps}, {state}, {left} left", flush=True)
-
-    def _append(self, row: Iterable[Any]) -> None:
-        with open(self.out / "metrics.csv", "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(row)
-
-    def begin(self, model: nn.Module, batches: Batches) -> None:
-        """Prints what learns, and for how long."""
-        self.total = sum(p.numel() for p in model.parameters())
-        self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        epochs = self.config.steps * self.config.micro_batches / batches.per_epoch
-        print(
-            f"{self.out}: {self.trainable:,} of {self.total:,} parameters learn ({self.trainable / self.total:.1%}), "
-            f"{self.config.steps:,} steps = {epochs:.1f} epochs of {len(batches.examples):,} examples, on {self.device}"
-        )
 
     def finish(self, held_out_nll: float, sample: str, checkpoint_bytes: int) -> dict[str, Any]:
         """Prints and keeps what came out: sample.txt, and the costs and the held-out loss, which are returned."""

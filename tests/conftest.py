@@ -1,0 +1,95 @@
+"""Small worlds for the tests: a text, some instructions, a base trained on the text. Nothing needs a network."""
+
+import json
+import os
+import random
+import tempfile
+
+os.environ["FINETUNING_CACHE"] = tempfile.mkdtemp(prefix="finetuning-tests-")  # before anything is tokenised
+
+import pytest
+import torch
+
+import train_lora
+import train_pretrain
+import train_sft
+from model.gpt import GPT, GPTConfig
+
+torch.set_num_threads(1)  # bit-equal results need one thread
+
+
+@pytest.fixture
+def model():
+    """A GPT small enough for any test, with weights large enough for its parts to matter."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=61, block_size=16, n_layer=2, n_head=2, n_embd=12))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("world")
+
+
+@pytest.fixture(scope="session")
+def text(folder):
+    """A text in which the next word can be learned."""
+    words, rng = ["the", "old", "ship", "sails", "home", "over", "a", "calm", "sea"], random.Random(0)
+    path = folder / "text.txt"
+    path.write_text(" ".join(rng.choice(words) for _ in range(1200)), encoding="utf-8")
+    return str(path)
+
+
+RECORDS = [
+    {"instruction": "Repeat the word.", "input": word * n, "output": f"{word * n}, of course"}
+    for n, word in enumerate(["sea", "ship", "calm", "öl", "☂", "mast", "a b", "sail", "rope", "tide"], 1)
+]
+
+
+@pytest.fixture(scope="session")
+def instructions(folder):
+    path = folder / "instructions.json"
+    path.write_text(json.dumps(RECORDS), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def base(folder, text):
+    """A run of train_pretrain: two layers, bytes, rows of up to 192 tokens."""
+    out = str(folder / "base")
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 192}
+    train_pretrain.main(train_pretrain.Config(text=text, out=out, steps=20, batch_size=8, device="cpu", **shape))
+    return out
+
+
+@pytest.fixture
+def train(base, text, instructions, tmp_path):
+    """train("sft", steps=3, ...) runs a script's main from the base and returns (its results, its run folder)."""
+
+    def run(method, **settings):
+        main, Config, data = {
+            "pretrain": (train_pretrain.main, train_pretrain.Config, {"text": text}),
+            "sft": (train_sft.main, train_sft.Config, {"instructions": instructions}),
+            "lora": (train_lora.main, train_lora.Config, {"text": text}),
+            "lora_sft": (train_lora.main, train_lora.Config, {"instructions": instructions}),
+        }[method]
+        out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        defaults = {"block_size": 192, "batch_size": 4, "steps": 3, "warmup_steps": 0, "device": "cpu"}
+        config = Config(out=str(out), init_from=base, **{**defaults, **data, **settings})
+        return main(config), out
+
+    return run
+
+
+def weights(run):
+    """The tensors that a run has saved."""
+    file = run / "model.pt" if (run / "model.pt").exists() else run / "adapter.pt"
+    return torch.load(file, weights_only=True)["weights"]
+
+
+def metrics(run, column):
+    """A column of a run's metrics.csv, as it is written."""
+    header, *rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    return [row[header.index(column)] for row in rows]

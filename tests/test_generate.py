@@ -1,0 +1,79 @@
+"""Generation with a key-value cache gives what reading everything anew gives."""
+
+import pytest
+import torch
+
+from model.generate import KVCache, generate, next_token_logits, pick
+from model.lora import apply_lora, lora_state_dict, merge
+
+PROMPTS = [[5, 17, 3, 8, 60], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
+
+
+def uncached(model, row):
+    """The logits of a row's next token, from its last block_size tokens alone."""
+    return model(torch.tensor([row[-model.config.block_size :]]))[0, -1]
+
+
+@pytest.mark.parametrize("adapter", ["none", "beside", "merged"])
+def test_cached_logits_equal_uncached_at_every_step_with_ragged_prompts(model, adapter):
+    """Trap 19."""
+    if adapter != "none":
+        apply_lora(model, r=3, alpha=7, dropout=0.0)
+        for tensor in lora_state_dict(model).values():
+            torch.nn.init.normal_(tensor, std=0.3)
+    if adapter == "merged":
+        merge(model)
+    model.eval()
+    rows, unread = [list(prompt) for prompt in PROMPTS], PROMPTS
+    cache = KVCache(model.config, len(rows), torch.device("cpu"))
+    with torch.no_grad():
+        for _ in range(model.config.block_size - len(PROMPTS[2])):
+            logits = next_token_logits(model, unread, cache)
+            for row, cached in zip(rows, logits, strict=True):
+                torch.testing.assert_close(cached, uncached(model, row), rtol=1e-4, atol=1e-4)
+                row.append(int(cached.argmax()))
+            unread = [row[-1:] for row in rows]
+
+
+def test_greedy_rows_of_a_batch_equal_the_same_rows_alone_also_past_the_block(model):
+    """Trap 19: 16 positions are learned, 30 tokens are written."""
+    together = generate(model, PROMPTS, 30)
+    for prompt, new in zip(PROMPTS, together, strict=True):
+        row = list(prompt)
+        for _ in range(30):
+            row.append(int(uncached(model, row).argmax()))
+        assert new == row[len(prompt) :]
+
+
+def test_a_prompt_longer_than_the_block_is_read_from_its_end(model):
+    long = [i % 61 for i in range(40)]
+    assert generate(model, [long], 3) == generate(model, [long[-16:]], 3)
+
+
+def test_generation_ends_at_stop_without_it_and_restores_the_mode(model):
+    [free] = generate(model, [[5, 17]], 12)
+    stop = free[4]
+    for mode in (True, False):
+        model.train(mode)
+        assert generate(model, [[5, 17]], 12, stop=stop) == [free[: free.index(stop)]]
+        assert model.training is mode
+    with pytest.raises(ValueError, match="at least one token"):
+        generate(model, [[1], []], 3)
+
+
+def test_top_k_top_p_and_temperature_choose_from_the_tokens_they_promise():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[[2, 0, 3, 1]].repeat(4000, 1)  # likeliest first: 1, 3, 0, 2
+    generator = torch.Generator().manual_seed(0)
+    drawn = lambda **how: pick(logits, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "generator": generator, **how})  # noqa: E731
+    assert set(drawn(temperature=0.0).tolist()) == {1}
+    assert set(drawn(top_k=2).tolist()) == {1, 3}
+    assert set(drawn(top_p=0.7).tolist()) == {1, 3}, "0.5 is not enough, 0.8 is"
+    assert set(drawn(top_p=0.0001).tolist()) == {1}
+    shares = drawn().bincount() / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.15, 0.5, 0.05, 0.3]), rtol=0, atol=0.03)
+    assert (drawn(temperature=0.3) == 1).float().mean() > 0.8
+
+
+def test_the_same_generator_seed_writes_the_same_text(model):
+    write = lambda seed: generate(model, PROMPTS, 8, temperature=1.0, generator=torch.Generator().manual_seed(seed))  # noqa: E731
+    assert write(1) == write(1) != write(2)

@@ -1,0 +1,99 @@
+"""The model is GPT-2, and nothing else."""
+
+import pytest
+import torch
+
+from model.gpt import GPT, CausalSelfAttention, GPTConfig
+
+
+def test_written_out_attention_equals_the_fused_one_forward_and_backward(model, monkeypatch):
+    tokens = torch.randint(61, (3, 16))
+    results = []
+    for fused in (True, False):
+        monkeypatch.setattr(CausalSelfAttention, "fused", fused)
+        model.zero_grad()
+        logits = model(tokens)
+        logits.square().mean().backward()
+        results.append([logits, *(p.grad.clone() for p in model.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_token_sees_nothing_to_its_right(model):
+    tokens = torch.randint(61, (1, 16))
+    changed = tokens.clone()
+    changed[0, 10:] = (changed[0, 10:] + 1) % 61
+    assert torch.equal(model(tokens)[:, :10], model(changed)[:, :10])
+    assert not torch.allclose(model(tokens)[:, 10], model(changed)[:, 10])
+
+
+def test_padding_on_the_right_changes_nothing_on_its_left(model):
+    tokens = torch.randint(61, (2, 16))
+    torch.testing.assert_close(model(tokens)[:, :9], model(tokens[:, :9]))
+
+
+def test_graded_logits_are_rows_of_all_logits_and_the_others_are_not_computed(model, monkeypatch):
+    tokens, graded = torch.randint(61, (3, 16)), torch.rand(3, 16) < 0.3
+    logits = model(tokens, graded)
+    assert logits.shape == (graded.sum(), 61)
+    torch.testing.assert_close(logits, model(tokens)[graded])
+
+
+def test_logits_equal_transformers_gpt2_with_the_same_random_weights():
+    """Trap 14. Weights are drawn large: at GPT-2's own scale erf- and tanh-GELU differ too little to be told apart."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=61, n_positions=16, n_layer=2, n_head=2, n_embd=12)
+    ).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours = GPT(GPTConfig(vocab_size=61, block_size=16, n_layer=2, n_head=2, n_embd=12))
+    ours.load_state_dict(from_transformers(theirs.transformer.state_dict()))
+    tokens = torch.randint(61, (4, 16))
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
+
+
+def from_transformers(state):
+    """GPT-2's names and layout made ours: its Conv1D weights are (d_in, d_out), and c_attn is q, k and v in one."""
+    ours = {}
+    for name, tensor in state.items():
+        if any(conv1d in name for conv1d in ("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            tensor = tensor.T
+        name = name.replace("h.", "blocks.", 1) if name.startswith("h.") else name
+        name = (
+            name.replace("attn.c_proj", "attn.o_proj").replace("mlp.c_proj", "mlp.down_proj").replace("c_fc", "up_proj")
+        )
+        if "c_attn" in name:
+            for proj, part in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
+                ours[name.replace("c_attn", proj)] = part
+        else:
+            ours[name] = tensor
+    return ours
+
+
+def test_initial_weights_are_gpt2s_with_the_residual_scaling():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=500, block_size=64, n_layer=8, n_head=4, n_embd=128))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any()
+        elif ".ln_" in name or name.startswith("ln_"):
+            assert (parameter == 1).all()
+        else:
+            std = 0.02 / 4 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02  # 1 / sqrt(2 * 8) = 1 / 4
+            assert parameter.std().item() == pytest.approx(std, rel=0.05), name
+
+
+def test_the_head_is_tied_so_the_shared_matrix_is_one_parameter(model):
+    assert [name for name, p in model.named_parameters() if p.shape == (61, 12)] == ["wte.weight"]
+    assert not any("head" in name for name in model.state_dict())
+
+
+def test_impossible_sizes_and_overlong_rows_are_refused_in_words(model):
+    with pytest.raises(ValueError, match="n_embd 10 must be a multiple of n_head 3"):
+        GPTConfig(n_embd=10, n_head=3)
+    with pytest.raises(ValueError, match="at least 1"):
+        GPTConfig(n_layer=0)
+    with pytest.raises(ValueError, match="17 tokens is longer than the model's block_size 16"):
+        model(torch.zeros(1, 17, dtype=torch.long))

@@ -1,0 +1,176 @@
+"""The loop of the three scripts: what a step adds up to, what the optimizer holds, what evaluating leaves alone."""
+
+import json
+
+import pytest
+import torch
+from conftest import RECORDS, metrics, weights
+
+from data.batches import Batches
+from data.examples import from_instructions, from_text
+from evaluate import exact_match, token_nll
+from run.checkpoint import load_model, load_run, load_tokenizer
+
+METHODS = ["pretrain", "sft", "lora", "lora_sft"]
+
+
+@pytest.mark.parametrize("method", ["sft", "lora_sft"])
+def test_micro_batches_of_unlike_length_add_up_to_the_full_batch(train, method):
+    """Trap 5: one step over all nine examples, at once and in micro-batches, has the same loss and gradient."""
+    _, whole = train(method, steps=1, batch_size=9)
+    _, parts = train(method, steps=1, batch_size=2, micro_batches=5)
+    for column in ("loss", "grad_norm", "graded_tokens"):
+        assert float(metrics(whole, column)[0]) == pytest.approx(float(metrics(parts, column)[0]), rel=1e-5)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(tensor, weights(parts)[name], rtol=0, atol=2e-5)
+
+
+def test_perplexity_does_not_depend_on_the_batch_size(base, instructions, text):
+    """Trap 6."""
+    model, tokenizer = load_run(base, "", torch.device("cpu"))
+    for examples in (*from_instructions(instructions, tokenizer, 192, 0.5), from_text(text, tokenizer, 192, 0.2)[1]):
+        values = [token_nll(model, examples, batch_size) for batch_size in (1, 3, 100)]
+        assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_judged_by_the_same_evaluator(train, base, text, instructions, method):
+    """Trap 7: what a script reports is token_nll of what it saved, on the held-out part of its file."""
+    results, run = train(method)
+    lora = method.startswith("lora")
+    model, tokenizer = load_run("" if lora else str(run), str(run) if lora else "", torch.device("cpu"))
+    examples = (
+        from_instructions(instructions, tokenizer, 192, 0.1)
+        if "sft" in method
+        else from_text(text, tokenizer, 192, 0.1)
+    )
+    assert results["held_out_nll"] == pytest.approx(token_nll(model, examples[1], 4), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_optimizer_holds_what_learns_once_and_decays_matrices_only(train, monkeypatch, method):
+    """Traps 11, 13 and 22."""
+    made = []
+
+    class Recorded(torch.optim.AdamW):
+        def __init__(self, groups, **settings):
+            super().__init__(groups, **settings)
+            made.append(self)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    results, run = train(method, weight_decay=0.1)
+    decayed, rest = made[0].param_groups
+    held = [*decayed["params"], *rest["params"]]
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert len({id(p) for p in held}) == len(held) and all(p.requires_grad for p in held)
+    assert sum(p.numel() for p in held) == results["trainable"]
+    if method.startswith("lora"):
+        assert len(held) == len(weights(run)) == len(decayed["params"]) and not rest["params"]
+    else:
+        assert len(held) == len(weights(run))
+        assert sorted({tuple(p.shape) for p in decayed["params"]}) == [(16, 16), (16, 64), (64, 16)]
+        assert len(decayed["params"]) == 2 * 6, "the projections of two blocks, no embedding"
+
+
+def test_lora_is_not_decayed_towards_the_base_by_default():
+    import train_lora
+
+    assert train_lora.Config(init_from="", out="").weight_decay == 0.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_goes_on_bit_equal_with_or_without_evaluating(train, method):
+    """Trap 18: with dropout, an evaluation that drew random numbers or stayed in eval mode would show."""
+    _, often = train(method, dropout=0.2, steps=4, eval_every=1)
+    _, once = train(method, dropout=0.2, steps=4, eval_every=100)
+    assert metrics(often, "loss") == metrics(once, "loss")
+    assert all(torch.equal(tensor, weights(once)[name]) for name, tensor in weights(often).items())
+    assert [value != "" for value in metrics(once, "held_out_nll")] == [True, False, False, False]
+
+
+def test_dropout_acts_in_training_and_two_evaluations_are_equal(base, text, train):
+    """Trap 18."""
+    model = load_model(base, dropout=0.5)
+    examples = from_text(text, load_tokenizer(base), 192, 0.1)[1]
+    for mode in (True, False):
+        model.train(mode)
+        assert token_nll(model, examples, 4) == token_nll(model, examples, 4)
+        assert model.training is mode
+    assert metrics(train("pretrain", dropout=0.3)[1], "loss") != metrics(train("pretrain", dropout=0.0)[1], "loss")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(train, method):
+    first, second, other = (train(method, seed=seed)[1] for seed in (1, 1, 2))
+    assert metrics(first, "loss") == metrics(second, "loss") != metrics(other, "loss")
+
+
+def test_the_learning_rate_rises_linearly_and_falls_with_a_cosine(train):
+    _, run = train("pretrain", steps=12, warmup_steps=3, learning_rate=1e-3)
+    rates = [float(rate) for rate in metrics(run, "learning_rate")]
+    assert rates[0] == pytest.approx(1e-3 / 4) and max(rates) == rates[3] and rates[:4] == sorted(rates[:4])
+    assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 5e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(train, method):
+    _, run = train(method, steps=60, learning_rate=2e-2)
+    losses = [float(loss) for loss in metrics(run, "loss")]
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_a_run_folder_holds_what_was_asked_what_happened_and_what_came_out(train, base):
+    results, run = train("sft", steps=5)
+    assert json.loads((run / "config.json").read_text())["init_from"] == base
+    assert metrics(run, "step") == ["0", "1", "2", "3", "4"]
+    assert int(metrics(run, "graded_tokens")[-1]) > 0
+    assert "### Response:" in (run / "sample.txt").read_text(encoding="utf-8")
+    assert sorted(p.name for p in run.iterdir()) == ["config.json", "metrics.csv", "model.pt", "sample.txt"]
+    assert results["checkpoint_bytes"] == (run / "model.pt").stat().st_size
+    assert results["trainable"] == results["total"] and results["seconds"] > 0
+
+
+def test_batches_hold_every_example_once_an_epoch_and_depend_on_seed_and_step_alone(text):
+    """Resuming at any step needs no more than the step."""
+    from data.tokenizer import load_tokenizer as named
+
+    train, _ = from_text(text, named("bytes"), 16, 0.1)
+    batches = Batches(train, batch_size=7, micro_batches=1, seed=3)
+    epochs = [[tuple(batches.rows(e * batches.per_epoch + i)) for i in range(batches.per_epoch)] for e in range(2)]
+    for epoch in epochs:
+        assert sorted(sum(epoch, ())) == list(range(len(train)))
+    assert epochs[0] != epochs[1]
+    late = Batches(train, batch_size=7, micro_batches=1, seed=3)[batches.per_epoch + 4]
+    for one, other in zip(late[0], batches[batches.per_epoch + 4][0], strict=True):
+        assert torch.equal(one, other)
+    assert tuple(Batches(train, 7, 1, seed=4).rows(0)) != epochs[0][0]
+
+
+def test_rows_of_a_batch_are_of_like_length():
+    """Less than 3 % of real instructions' positions are padding (10 % and more without the sorting)."""
+    from pathlib import Path
+
+    from data.tokenizer import load_tokenizer as named
+
+    path = Path("../shared/data/instruction-data.json")
+    if not path.exists():
+        pytest.skip("needs instruction-data.json, which is not part of the project")
+    examples, _ = from_instructions(path, named("bytes"), 512, 0.1)
+    batches = Batches(examples, batch_size=8, micro_batches=1, seed=0)
+    real = padded = 0
+    for number in range(batches.per_epoch):
+        lengths = [len(examples[i].tokens) - 1 for i in batches.rows(number)]
+        real, padded = real + sum(lengths), padded + len(lengths) * max(lengths)
+    assert 1 - real / padded < 0.03
+
+
+def test_exact_match_counts_answers_that_are_right_to_the_letter(train, tmp_path):
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS[:2] * 4), encoding="utf-8")
+    _, run = train("sft", instructions=str(path), steps=150, learning_rate=1e-2, batch_size=8)
+    model, tokenizer = load_run(str(run), "", torch.device("cpu"))
+    examples, _ = from_instructions(path, tokenizer, 192, 0.1)
+    assert exact_match(model, tokenizer, examples, 3) == 1.0
+    broken = [type(e)(e.tokens.copy(), e.graded) for e in examples]
+    broken[0].tokens[-2] += 1  # the last letter of one response
+    assert exact_match(model, tokenizer, broken, 3) == pytest.approx(1 - 1 / len(examples))
