@@ -26,7 +26,8 @@ class LowRank(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scaling * (self.dropout(x) @ self.lora_A.T @ self.lora_B.T)  # (.., d_in) -> (.., r) -> (.., d_out)
+        z = self.scaling * (self.dropout(x) @ self.lora_A.T)  # (.., d_in) -> (.., r)
+        return z @ self.lora_B.T  # (.., d_out)
 
     def delta(self) -> Tensor:
         """What merging adds to W0: (d_out, d_in), of rank r at most."""

@@ -1,0 +1,64 @@
+"""The commands around the scripts: talking to a run, judging a run, training a tokenizer."""
+
+import io
+
+import pytest
+import torch
+
+import evaluate
+import sample
+from data import tokenizer
+from data.examples import render_prompt
+from run.checkpoint import load_model, load_tokenizer, save_model
+
+
+def test_sample_continues_a_prompt_and_repeats_itself_with_one_seed(base, capsys):
+    config = sample.Config(from_=base, prompt="the old ship", max_new_tokens=20, seed=3, device="cpu")
+    for _ in range(2):
+        sample.main(config)
+    first, second = capsys.readouterr().out[:-1].split("\nthe old ship", 1)
+    assert first == "the old ship" + second
+
+
+def test_sample_answers_an_instruction_with_the_adapters_own_base(train, capsys, monkeypatch):
+    _, run = train("lora_sft")
+    asked, generate = [], sample.generate
+    monkeypatch.setattr(sample, "generate", lambda *args: asked.append(args[1]) or generate(*args))
+    question = {"instruction": "Repeat the word.", "input": "sea", "temperature": 0}
+    capsys.readouterr()
+    sample.main(sample.Config(adapter=str(run), device="cpu", **question))
+    assert bytes(asked[0][0]).decode() == render_prompt("Repeat the word.", "sea")
+    assert "###" not in capsys.readouterr().out
+
+
+def test_sample_reads_one_prompt_a_line_from_standard_input(base, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("the old\n\na calm\n"))
+    sample.main(sample.Config(from_=base, max_new_tokens=3, device="cpu"))
+    said = capsys.readouterr().out
+    assert said.startswith("the old") and "\na calm" in said
+
+
+@pytest.mark.parametrize("kind", ["text", "instructions"])
+def test_evaluate_prints_loss_and_perplexity_and_for_instructions_exact_match(kind, base, text, instructions, capsys):
+    evaluate.main(
+        evaluate.Config(from_=base, device="cpu", **{kind: {"text": text, "instructions": instructions}[kind]})
+    )
+    said = capsys.readouterr().out
+    assert "perplexity" in said and ("exact match 0.0%" in said) == (kind == "instructions")
+
+
+def test_a_model_with_a_tokenizer_of_its_own_takes_it_along(text, tmp_path, base):
+    own = tmp_path / "own.tiktoken"
+    tokenizer.main(tokenizer.Config(text=text, out=str(own), vocab_size=280))
+    encoding = tokenizer.load_tokenizer(str(own))
+    model = load_model(base)
+    save_model(tmp_path, model, encoding)
+    assert load_tokenizer(tmp_path).name == encoding.name
+    assert (tmp_path / "tokenizer.tiktoken").read_bytes() == own.read_bytes()
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(load_model(tmp_path).parameters(), model.parameters(), strict=True)
+    )
+    (tmp_path / "tokenizer.tiktoken").write_bytes(own.read_bytes().replace(b" 256\n", b" 279\n", 1))
+    with pytest.raises(ValueError, match="tokenizer"):
+        load_tokenizer(tmp_path)
