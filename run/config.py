@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 # Lowest and highest value that makes sense; a number that is not named here must be above 0.
-RANGES = {
+RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "dropout": (0, 0.99),
     "lora_dropout": (0, 0.99),
@@ -54,9 +54,10 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
 def check(config: Any) -> Any:
     """Returns the config. Raises ValueError for a number out of its range, and unless there is one kind of data."""
     for name, value in vars(config).items():
-        low, high = RANGES.get(name, (None, math.inf))
-        if isinstance(value, int | float) and not (value > 0 if low is None else low <= value <= high):
-            expected = "above 0" if low is None else f"from {low} to {high}"
+        low, high = RANGES.get(name, (0, math.inf))
+        fits = isinstance(value, str) or (low <= value <= high if name in RANGES else 0 < value < math.inf)
+        if not fits:
+            expected = f"from {low} to {high}" if name in RANGES else "above 0"
             raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {value}")
     optional = {field.name for field in dataclasses.fields(config) if field.default == ""}
     if {"text", "instructions"} <= optional and bool(config.text) == bool(config.instructions):

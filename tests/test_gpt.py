@@ -97,3 +97,18 @@ def test_impossible_sizes_and_overlong_rows_are_refused_in_words(model):
         GPTConfig(n_layer=0)
     with pytest.raises(ValueError, match="17 tokens is longer than the model's block_size 16"):
         model(torch.zeros(1, 17, dtype=torch.long))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_dropout_acts_on_attention_weights_and_on_the_residual_stream_in_training_only(fused, monkeypatch):
+    monkeypatch.setattr(CausalSelfAttention, "fused", fused)
+    tokens = torch.randint(61, (2, 16))
+    for place in ("attention", "stream"):
+        model = GPT(GPTConfig(vocab_size=61, block_size=16, n_layer=1, n_head=2, n_embd=12, dropout=0.5))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout) and place == "attention":
+                module.p = 0.0
+            if isinstance(module, CausalSelfAttention) and place == "stream":
+                module.dropout = 0.0
+        assert not torch.equal(model.train()(tokens), model(tokens)), place
+        assert torch.equal(model.eval()(tokens), model(tokens)), place
