@@ -8,7 +8,6 @@ that its peak memory is its own.
 """
 
 import json
-import math
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ import train_lora
 import train_pretrain
 import train_sft
 from data import examples, tokenizer
-from evaluate import exact_match, token_nll
+from evaluate import exact_match, perplexity, token_nll
 from run.checkpoint import load_run
 from run.config import check, command_line
 from run.session import choose_device
@@ -58,7 +57,7 @@ def main(config: Config) -> dict[str, Any]:
     # the yardsticks: the held-out part of each file; a file that cannot be used is found here, before any training
     out.mkdir(parents=True, exist_ok=True)
     base, vocabulary = str(out / "base"), str(out / "tokenizer.tiktoken")
-    tokenizer.main(tokenizer.Config(text=config.text, out=vocabulary, vocab_size=config.vocab_size))
+    tokenizer.save_tokenizer(tokenizer.train_bpe(examples.read_text(config.text), config.vocab_size), vocabulary)
     rows_of = (tokenizer.load_tokenizer(vocabulary), config.block_size, config.held_out)
     _, text = examples.from_text(config.text, *rows_of)
     _, domain = examples.from_text(config.domain, *rows_of)
@@ -83,8 +82,8 @@ def main(config: Config) -> dict[str, Any]:
         costs = in_own_process(script.main, script.Config(out=run, **same, **settings))
         model, encoding = load_run("", run, device) if script is train_lora else load_run(run, "", device)
         yardsticks = {
-            "base_ppl": math.exp(token_nll(model, text, config.batch_size)),
-            "domain_ppl": math.exp(token_nll(model, domain, config.batch_size)),
+            "base_ppl": perplexity(token_nll(model, text, config.batch_size)),
+            "domain_ppl": perplexity(token_nll(model, domain, config.batch_size)),
             "response_nll": token_nll(model, instructions, config.batch_size),
             "exact_match": exact_match(model, encoding, instructions, config.batch_size),
         }

@@ -40,16 +40,26 @@ def token_nll(model: GPT, examples: Sequence[Example], batch_size: int) -> float
     return total / n_graded
 
 
+def perplexity(nll: float) -> float:
+    """The exponential of the mean NLL (SLP3, ch. 3); infinite where a float ends."""
+    return math.exp(nll) if nll < 700 else math.inf
+
+
 def exact_match(model: GPT, tokenizer: tiktoken.Encoding, examples: Sequence[Example], batch_size: int) -> float:
-    """The share of examples whose greedy answer, white space at its ends aside, is the response, to the letter."""
+    """The share of examples whose greedy answer, white space at its ends aside, is the response, to the letter.
+
+    An example that was cut to fit the block has no whole response to compare with, and counts as a miss.
+    """
     hits = 0
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
-        responses = [[token for token in tokens[graded] if token != tokenizer.eot_token] for tokens, graded in batch]
-        longest = max(len(response) for response in responses) + 1  # and end-of-text
+        responses = [tokens[graded].tolist() for tokens, graded in batch]
+        longest = max(len(response) for response in responses)
         answers = generate(model, [example.prompt() for example in batch], longest, stop=tokenizer.eot_token)
         for answer, response in zip(answers, responses, strict=True):
-            hits += tokenizer.decode(answer).strip() == tokenizer.decode(response).strip()
+            *words, end = response
+            whole = end == tokenizer.eot_token
+            hits += whole and tokenizer.decode(answer).strip() == tokenizer.decode(words).strip()
     return hits / len(examples)
 
 
@@ -59,7 +69,7 @@ class Config:
     adapter: str = ""  # run folder of a LoRA adapter
     text: str = ""  # UTF-8 text file to predict
     instructions: str = ""  # .json or .jsonl file of instructions to answer
-    held_out: float = 0.1  # share of the file to judge by, its held-out part: that which training left out
+    held_out: float = 0.1  # share of the file to judge by: what training held out, or 1 for all of a file it never saw
     batch_size: int = 32  # rows at once
     device: str = "auto"  # cuda, mps, cpu, or auto
 
@@ -71,7 +81,7 @@ def main(config: Config) -> None:
     else:
         examples = from_instructions(config.instructions, tokenizer, model.config.block_size, config.held_out)[1]
     nll = token_nll(model, examples, config.batch_size)
-    print(f"NLL {nll:.4f} nats a token, perplexity {math.exp(nll):.2f}, over {len(examples):,} held-out examples")
+    print(f"NLL {nll:.4f} nats a token, perplexity {perplexity(nll):.2f}, over {len(examples):,} examples")
     if config.instructions:
         print(f"exact match {exact_match(model, tokenizer, examples, config.batch_size):.1%}")
 

@@ -38,37 +38,47 @@ def main(config: Config) -> None:
     device = choose_device(check(config).device)
     model, tokenizer = load_run(config.from_, config.adapter, device)
     generator = torch.Generator(device).manual_seed(config.seed)
+    limit = model.config.block_size
     for prompt in prompts(config):
         tokens = tokenizer.encode_ordinary(prompt)
-        new = generate(
-            model,
-            [tokens],
-            config.max_new_tokens,
-            tokenizer.eot_token,
-            config.temperature,
-            config.top_k,
-            config.top_p,
-            generator,
-        )[0]
-        print(tokenizer.decode(new).strip() if prompt.endswith("### Response:") else prompt + tokenizer.decode(new))
+        if len(tokens) > limit:
+            print(f"the prompt has {len(tokens)} tokens; the model reads only its last {limit}", file=sys.stderr)
+        how = (config.temperature, config.top_k, config.top_p, generator)
+        [new] = generate(model, [tokens], config.max_new_tokens, tokenizer.eot_token, *how)
+        print(tokenizer.decode(tokens + new) if asks_to_continue(config) else tokenizer.decode(new).strip())
+
+
+def asks_to_continue(config: Config) -> bool:
+    """Whether prompts are texts to continue, which are shown with what follows, and not instructions to answer."""
+    return bool(config.prompt) or (not config.instruction and config.ask == "prompt")
 
 
 def prompts(config: Config) -> Iterator[str]:
+    """The one of the flags, or one a line from standard input, to its end."""
     if config.ask not in ("prompt", "instruction"):
         raise ValueError(f"--ask must be prompt or instruction, got {config.ask!r}")
     if config.prompt and config.instruction:
         raise ValueError("give either --prompt or --instruction")
-    if config.instruction or config.prompt:
-        yield render_prompt(config.instruction, config.input) if config.instruction else config.prompt
-        return
+    if config.input and asks_to_continue(config):
+        raise ValueError("--input goes with --instruction, or with --ask instruction")
+    if config.prompt:
+        yield config.prompt
+    elif config.instruction:
+        yield render_prompt(config.instruction, config.input)
+    else:
+        for line in lines():
+            yield line if config.ask == "prompt" else render_prompt(line, config.input)
+
+
+def lines() -> Iterator[str]:
+    """What is typed, or piped in, line by line; empty lines are passed over."""
     while True:
-        if sys.stdin.isatty():
-            print("> ", end="", flush=True)
+        print("> " if sys.stdin.isatty() else "", end="", flush=True)
         line = sys.stdin.readline()
         if not line:
             return
         if line.strip():
-            yield render_prompt(line.strip(), config.input) if config.ask == "instruction" else line.rstrip("\n")
+            yield line.strip()
 
 
 if __name__ == "__main__":

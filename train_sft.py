@@ -31,12 +31,12 @@ class Config:
     micro_batches: int = 1  # micro-batches a step, one after another, for less memory: their gradients add up
     steps: int = 1000  # optimizer steps
     learning_rate: float = 1e-3  # AdamW's, at its peak
-    warmup_steps: int = 50  # steps in which it rises to the peak; a cosine then takes it down to 0
-    weight_decay: float = 0.1  # AdamW's, for matrices only
+    warmup_steps: int = 50  # steps in which it rises to the peak; after them a cosine takes it down to 0
+    weight_decay: float = 0.1  # AdamW's, for the matrices of linear layers only
     max_grad_norm: float = 1.0  # gradients longer than this are scaled down to it
-    held_out: float = 0.1  # share of the data that is not learned from, but judged by
+    held_out: float = 0.1  # share of the data, at least one row, that is not learned from but judged by
     eval_every: int = 100  # steps between evaluations
-    seed: int = 0  # of new weights, the order of the data and dropout
+    seed: int = 0  # of all that is random: the order of the data, dropout, weights that are new
     device: str = "auto"  # cuda, mps, cpu, or auto
 
 
@@ -62,7 +62,8 @@ def main(config: Config) -> dict:
 
     # 5. optimizer
     matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name not in ("wte.weight", "wpe.weight")}
-    the_rest = [p for name, p in learns.items() if name not in matrices]  # embeddings, biases, LayerNorms
+    the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings: no decay,
+    # which would shrink the row of a token at every step in which the token does not occur
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
 
@@ -72,7 +73,8 @@ def main(config: Config) -> dict:
         held_out_nll = token_nll(model, held_out, config.batch_size) if step % config.eval_every == 0 else None
 
         warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-        learning_rate = config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        decay = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)  # from 0 to 1
+        learning_rate = config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * decay))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 

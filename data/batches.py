@@ -41,11 +41,13 @@ def in_order(examples: Sequence[Example], batch_size: int) -> Iterator[Batch]:
 
 
 class Batches:
-    """Shuffled micro-batches for every optimizer step: batches[step] depends on the seed and the step alone, so a run
-    can be taken up anywhere. Each epoch is a new order in which every example comes once."""
+    """Shuffled micro-batches for every optimizer step. batches[step] depends on the seed and the step alone, not on
+    what was read before. Each epoch is a new order in which every example comes once."""
 
     def __init__(self, examples: Sequence[Example], batch_size: int, micro_batches: int, seed: int) -> None:
         """batch_size: rows a micro-batch; micro_batches: how many of them an optimizer step adds up."""
+        if not len(examples):
+            raise ValueError("no example is left to learn from: give a smaller --held-out")
         self.examples, self.batch_size, self.micro_batches, self.seed = examples, batch_size, micro_batches, seed
         self.per_epoch = -(-len(examples) // batch_size)  # micro-batches an epoch, the last may be smaller
         self.epoch = -1  # the epoch whose order is at hand

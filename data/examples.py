@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tiktoken
@@ -23,7 +24,8 @@ class Example(NamedTuple):
 
     def prompt(self) -> list[int]:
         """What comes before the first graded token; of plain text, where nothing does, its first 16 tokens."""
-        return self.tokens[: int(self.graded.argmax()) or 16].tolist()
+        n_before = int(self.graded.argmax())  # the index of the first True
+        return self.tokens[: n_before if n_before > 0 else 16].tolist()
 
 
 # ---- plain text: graded everywhere -------------------------------------------------------------------------------
@@ -34,11 +36,13 @@ def from_text(
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Rows of block_size + 1 tokens to learn from, and those of the text's last part (the share held_out) to judge by.
 
-    Raises OSError for a file that cannot be read, ValueError for one that is not UTF-8 or too short for two rows.
+    With held_out 1 all of it is there to judge by. Raises OSError for a file that cannot be read, ValueError for one
+    that is not UTF-8 or too short.
     """
     tokens = token_file(path, tokenizer)
     n_held_out = max(block_size + 1, int(held_out * len(tokens)))
-    if len(tokens) < n_held_out + block_size + 1:
+    n_needed = n_held_out + (block_size + 1 if held_out < 1 else 0)
+    if len(tokens) < n_needed:
         raise ValueError(
             f"{path} has {len(tokens):,} tokens, too few for a row of {block_size} to learn from and one to judge by: "
             "give a longer text or a smaller --block-size"
@@ -55,7 +59,7 @@ class TextRows(Sequence[Example]):
     block_size: int
 
     def __len__(self) -> int:
-        return -(-(len(self.tokens) - 1) // self.block_size)  # rounded up: the last row may be shorter
+        return max(0, -(-(len(self.tokens) - 1) // self.block_size))  # rounded up: the last row may be shorter
 
     def __getitem__(self, i):
         if not 0 <= i < len(self):
@@ -69,6 +73,8 @@ def token_file(path: str | Path, tokenizer: tiktoken.Encoding) -> np.ndarray:
 
     That is $FINETUNING_CACHE, or ~/.cache/finetuning; files there are named by a hash of the text and the tokenizer.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path} is not a file")  # nor is a pipe, which cannot be read twice
     digest = hashlib.sha256(tokenizer.name.encode())
     with open(path, "rb") as file:
         while piece := file.read(2**20):
@@ -138,32 +144,38 @@ def instruction_example(record: Instruction, tokenizer: tiktoken.Encoding) -> Ex
 def from_instructions(
     path: str | Path, tokenizer: tiktoken.Encoding, block_size: int, held_out: float
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """The examples to learn from, and a random share held_out (the same in every run) to judge by.
+    """The examples to learn from, and a random share held_out to judge by: the same records in every run.
 
     A long response is cut after block_size + 1 tokens. An example is skipped when its response is empty, or when its
     prompt alone fills the block, so that nothing would be graded. Both are counted and printed. Raises ValueError when
-    fewer than two examples are left, or for a malformed file.
+    nothing is left to learn from or to judge by, and for a malformed file.
     """
     records = read_instructions(path)
-    whole = [instruction_example(record, tokenizer) for record in records if record.output.strip()]
-    cut = [Example(tokens[: block_size + 1], graded[: block_size + 1]) for tokens, graded in whole]
-    examples = [example for example in cut if example.graded.any()]
-    n_empty, n_skipped = len(records) - len(whole), len(cut) - len(examples)
-    n_cut = sum(len(example.tokens) > block_size + 1 for example in whole) - n_skipped
-    for n, what in (
-        (n_empty, "have an empty response: skipped"),
-        (n_skipped, f"have a prompt longer than --block-size {block_size}, nothing would be graded: skipped"),
-        (n_cut, f"are longer than --block-size {block_size}: cut there, their end is not learned"),
-    ):
-        if n:
-            print(f"{path}: {n:,} of {len(records):,} instructions {what}")
-    if len(examples) < 2:
+    random.Random(0).shuffle(records)
+    n_held_out = max(1, int(held_out * len(records)))
+    counts: Counter[str] = Counter()
+    examples: list[list[Example]] = []
+    for part in (records[:-n_held_out], records[-n_held_out:]):
+        examples.append([])
+        for record in part:
+            tokens, graded = instruction_example(record, tokenizer)
+            if not record.output.strip():
+                counts["have an empty response: skipped"] += 1
+            elif not graded[: block_size + 1].any():
+                counts[f"have a prompt longer than --block-size {block_size}, nothing would be graded: skipped"] += 1
+            else:
+                if len(tokens) > block_size + 1:
+                    counts[f"are longer than --block-size {block_size}: cut there, their end is not learned"] += 1
+                examples[-1].append(Example(tokens[: block_size + 1], graded[: block_size + 1]))
+    for what, n in counts.items():
+        print(f"{path}: {n:,} of {len(records):,} instructions {what}")
+    train, judge = examples
+    if not judge or (not train and held_out < 1):
         raise ValueError(
-            f"{path} has {len(examples)} usable instructions, one to learn from and one to judge by are the least"
+            f"{path} has {len(train)} usable instructions to learn from and {len(judge)} to judge by; "
+            "it must have at least one of each"
         )
-    random.Random(0).shuffle(examples)
-    n_held_out = max(1, int(held_out * len(examples)))
-    return examples[:-n_held_out], examples[-n_held_out:]
+    return train, judge
 
 
 def read_instructions(path: str | Path) -> list[Instruction]:
@@ -191,8 +203,13 @@ def _parse(where: str, text: str):
 def _record(where: str, record) -> Instruction:
     if not isinstance(record, dict):
         raise ValueError(f"{where} must be an object with instruction and output, not {type(record).__name__}")
-    for key, default in (("instruction", None), ("input", ""), ("output", None)):
-        if not isinstance(record.get(key, default), str):
-            found = f"is {type(record[key]).__name__}" if key in record else "is missing"
+    values: dict[str, Any] = {
+        "instruction": record.get("instruction"),
+        "input": record.get("input") or "",
+        "output": record.get("output"),
+    }
+    for key, value in values.items():
+        if not isinstance(value, str):
+            found = f"is {json.dumps(value)[:40]}" if key in record else "is missing"
             raise ValueError(f'{where}: "{key}" {found}, expected a text')
-    return Instruction(record["instruction"], record.get("input", ""), record["output"])
+    return Instruction(**values)

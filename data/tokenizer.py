@@ -24,7 +24,8 @@ from data.examples import read_text
 from run.config import command_line
 
 # Words and numbers with the space before them, punctuation, white space: every character matches one of these.
-PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
+# None is longer than 32, so that a text without spaces is no single word.
+PATTERN = r" ?[^\W\d_]{1,32}| ?\d{1,32}| ?(?:[^\s\w]|_){1,32}|\s{1,32}(?!\S)|\s{1,32}"
 
 
 def load_tokenizer(name: str) -> tiktoken.Encoding:
@@ -69,12 +70,14 @@ def train_bpe(text: Iterable[str], vocab_size: int) -> dict[bytes, int]:
     """Byte-pair encoding: the commonest pair of neighbours becomes a token, again and again (SLP3, ch. 2).
 
     text: in pieces of any length; vocab_size: bytes and merges together, without end-of-text. Returns each token's
-    rank, which is its id; fewer than vocab_size when nothing is left to merge. Raises ValueError below 256. A merge
-    visits only the words that hold its pair, so a megabyte takes about a second.
+    rank, which is its id; fewer than vocab_size when nothing is left to merge. Raises ValueError for a vocab_size below
+    256 or no text. A merge visits only the words that hold its pair, so a megabyte takes about a second.
     """
     if vocab_size < 256:
         raise ValueError(f"a byte-level vocabulary has at least 256 tokens, got --vocab-size {vocab_size}")
     frequency = Counter(word for piece in text for word in re.findall(PATTERN, piece))
+    if not frequency:
+        raise ValueError("there is no text to learn merges from")
     words = [([bytes([byte]) for byte in word.encode()], n) for word, n in frequency.items()]  # (tokens, how often)
     ranks = {bytes([i]): i for i in range(256)}
     pair_counts: Counter[tuple[bytes, bytes]] = Counter()
@@ -125,6 +128,8 @@ class Config:
 
 
 def main(config: Config) -> None:
+    if Path(config.out).exists():
+        raise ValueError(f"{config.out} exists already: give another --out, or delete it")
     ranks = train_bpe(read_text(config.text), config.vocab_size)
     save_tokenizer(ranks, config.out)
     print(f"{config.out}: {len(ranks):,} tokens, the last one {list(ranks)[-1]!r}")

@@ -61,11 +61,13 @@ def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator
     from the top_k likeliest (0: all) and the likeliest that together hold a share top_p (Holtzman et al. 2020)."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits, order = (logits / temperature).sort(-1, descending=True)  # (B, V) each, likeliest first
+    logits, order = logits.sort(-1, descending=True)  # (B, V) each, likeliest first
+    logits = (logits - logits[:, :1]) / temperature  # the likeliest at 0, so that nothing overflows
     if top_k:
         logits[:, top_k:] = -math.inf
     probabilities = logits.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # the share that likelier tokens hold
+    before[:, 0] = -1  # the likeliest always stays
     probabilities[before >= top_p] = 0
     return order.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).squeeze(-1)
 

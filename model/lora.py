@@ -7,7 +7,7 @@ B starts at zero, so that the model starts as its base, exactly.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -52,18 +52,19 @@ class LoRALinear(nn.Module):
 
 
 def apply_lora(
-    model: nn.Module, r: int, alpha: float, dropout: float, targets: tuple[str, ...] = TARGETS, name: str = "default"
+    model: nn.Module, r: int, alpha: float, dropout: float, targets: Iterable[str] = TARGETS, name: str = "default"
 ) -> list[nn.Parameter]:
     """Freezes the model and puts a new, active adapter beside each Linear whose last name is one of the targets.
 
     Returns what learns: A and B, r (d_in + d_out) numbers a layer. Changes the model in place. Raises ValueError for a
     rank below 1, an unknown target, a name that is taken, and while an adapter is merged.
     """
+    targets = {target.strip() for target in targets}
     linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | LoRALinear)}
     layers = {path: module for path, module in linears.items() if path.split(".")[-1] in targets}
-    unknown = set(targets) - {path.split(".")[-1] for path in layers}
+    unknown = targets - {path.split(".")[-1] for path in layers}
     if unknown or not targets:
-        raise ValueError(f"LoRA targets must be among {', '.join(TARGETS)}; got {', '.join(sorted(unknown)) or 'none'}")
+        raise ValueError(f"LoRA targets must be among {', '.join(TARGETS)}; got {sorted(unknown) or 'none'}")
     if r < 1:
         raise ValueError(f"LoRA's rank r must be at least 1, got {r}")
     if any(name in layer.adapters for _, layer in lora_layers(model)):

@@ -34,27 +34,28 @@ def save_model(folder: str | Path, model: GPT, tokenizer: tiktoken.Encoding) -> 
     return _write(Path(folder, "model.pt"), contents)
 
 
-def load_model(folder: str | Path, block_size: int = 1, dropout: float = 0.0) -> GPT:
-    """The model of a run, on the CPU. Raises ValueError when block_size is beyond its own."""
+def load_model(folder: str | Path, row_length: int = 1, dropout: float = 0.0) -> GPT:
+    """The model of a run, on the CPU. Refuses when it cannot read rows of row_length tokens."""
     contents = _read(Path(folder, "model.pt"), MODEL)
-    model = GPT(GPTConfig(**{**contents["config"], "dropout": dropout}))
-    if block_size > model.config.block_size:
-        raise ValueError(
-            f"--block-size {block_size} is beyond the {model.config.block_size} tokens that {folder} can read"
-        )
     try:
+        model = GPT(GPTConfig(**{**contents["config"], "dropout": dropout}))
         model.load_state_dict(contents["weights"])
-    except RuntimeError as error:
-        raise ValueError(f"{folder}/model.pt does not fit its own config: {error}") from None
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{folder}/model.pt does not fit its own config: {_first_line(error)}") from error
+    if row_length > model.config.block_size:
+        raise ValueError(
+            f"--block-size {row_length} is beyond the {model.config.block_size} tokens that {folder} can read"
+        )
     return model
 
 
 def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
     """The tokenizer that the model of a run was trained with."""
     name = _read(Path(folder, "model.pt"), MODEL)["tokenizer"]
-    tokenizer = tokenizers.load_tokenizer(
-        name if name in ("gpt2", "bytes") else str(Path(folder, "tokenizer.tiktoken"))
-    )
+    own = Path(folder, "tokenizer.tiktoken")
+    if name not in ("gpt2", "bytes") and not own.is_file():
+        raise ValueError(f"{folder} lacks the tokenizer.tiktoken that its model.pt was trained with")
+    tokenizer = tokenizers.load_tokenizer(name if name in ("gpt2", "bytes") else str(own))
     if tokenizer.name != name:
         raise ValueError(f"{folder}/tokenizer.tiktoken is not the tokenizer that its model.pt was trained with")
     return tokenizer
@@ -90,7 +91,9 @@ def load_run(folder: str, adapter: str, device: torch.device) -> tuple[GPT, tikt
     """What to evaluate or to talk to: a model, with an adapter on it if one is named; its base is then known anyway."""
     if not folder and not adapter:
         raise ValueError("give --from RUN, or --adapter RUN for a LoRA adapter and its base")
-    base = folder or _read(Path(adapter, "adapter.pt"), ADAPTER)["base"]
+    base = folder or str(_read(Path(adapter, "adapter.pt"), ADAPTER)["base"])
+    if not Path(base, "model.pt").is_file() and not folder:
+        raise ValueError(f"{adapter} was trained on {base}, where no model.pt is now: name its folder with --from")
     model = load_model(base)
     if adapter:
         load_adapter(model, adapter)
@@ -126,5 +129,9 @@ def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
         if set(contents) == set(keys):
             return contents
     except Exception as error:  # whatever a damaged or foreign file makes the reader raise
-        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
     raise ValueError(f"{path} is not a checkpoint of this project: it must hold {', '.join(keys)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

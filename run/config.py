@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import inspect
+import io
 import math
 import re
 import sys
@@ -16,7 +17,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "lora_dropout": (0, 0.99),
     "weight_decay": (0, 1),
     "warmup_steps": (0, 10**9),
-    "held_out": (0, 0.9),
+    "held_out": (0, 1),
     "temperature": (0, 100),
     "top_k": (0, 10**9),
     "top_p": (0, 1),
@@ -32,18 +33,24 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
     )
     for field in dataclasses.fields(Config):
         required = field.default is dataclasses.MISSING
+        default = "" if required or field.default == "" else f" (default: {field.default})"
         parser.add_argument(
-            "--" + field.name.strip("_").replace("_", "-"),
+            flag(field.name),
             dest=field.name,
             type=field.type,
             required=required,
-            default=None if required else field.default,
-            metavar=str(field.name).strip("_").split("_")[-1].upper(),
-            help=help_texts[field.name].replace("%", "%%")
-            + ("" if required or field.default == "" else " (default: %(default)s)"),
+            default=argparse.SUPPRESS,  # so that what is parsed is what was given
+            metavar=field.name.strip("_").split("_")[-1].upper(),
+            help=(help_texts[field.name] + default).replace("%", "%%"),
         )
+    given = vars(parser.parse_args())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a console that cannot show a character shows a ?
     try:
-        main(check(Config(**vars(parser.parse_args()))))
+        for name, value in given.items():
+            if value == "":
+                raise ValueError(f"{flag(name)} is empty")
+        main(check(Config(**given)))
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:
             raise
@@ -51,15 +58,22 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
         sys.exit(2)
 
 
+def flag(field: str) -> str:
+    return "--" + field.strip("_").replace("_", "-")
+
+
 def check(config: Any) -> Any:
-    """Returns the config. Raises ValueError for a number out of its range, and unless there is one kind of data."""
+    """Returns the config. Raises ValueError for a number out of its range, and for flags that do not go together."""
     for name, value in vars(config).items():
         low, high = RANGES.get(name, (0, math.inf))
         fits = isinstance(value, str) or (low <= value <= high if name in RANGES else 0 < value < math.inf)
         if not fits:
             expected = f"from {low} to {high}" if name in RANGES else "above 0"
-            raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {value}")
-    optional = {field.name for field in dataclasses.fields(config) if field.default == ""}
-    if {"text", "instructions"} <= optional and bool(config.text) == bool(config.instructions):
+            raise ValueError(f"{flag(name)} must be {expected}, got {value}")
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    if defaults.get("text") == defaults.get("instructions") == "" and bool(config.text) == bool(config.instructions):
         raise ValueError("give either --text or --instructions")
+    for name in ("tokenizer", "n_layer", "n_head", "n_embd"):
+        if getattr(config, "init_from", "") and name in defaults and getattr(config, name) != defaults[name]:
+            raise ValueError(f"{flag(name)} is for a new model: the one from --init-from has its own")
     return config

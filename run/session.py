@@ -25,6 +25,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if torch.device(name).type not in ("cuda", "mps", "cpu"):
+            raise RuntimeError("it is none of cuda, mps and cpu")
         torch.empty(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -56,6 +58,8 @@ class Session:
         self.out = Path(config.out)
         if (self.out / "config.json").exists():
             raise ValueError(f"{self.out} holds a run already: give another --out, or delete it")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"{self.out} is a file: --out names a folder")
         torch.manual_seed(config.seed)
         self.graded_tokens = 0  # so far, in training
 
@@ -84,7 +88,15 @@ class Session:
     def log(
         self, step: int, loss: float, n_graded: int, learning_rate: float, grad_norm: float, held_out_nll: float | None
     ) -> None:
-        """Writes a row of metrics.csv and moves the progress line on. Losses in nats a token."""
+        """Writes a row of metrics.csv and moves the progress line on. Losses in nats a token.
+
+        Raises ValueError when the loss or the gradient is not finite: nothing good can be learned or saved after that.
+        """
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise ValueError(
+                f"step {step} has loss {loss} and gradient {grad_norm} at learning rate {learning_rate:.2g}: training "
+                f"diverged and is not saved; try a lower --learning-rate, and another --out (or delete {self.out})"
+            )
         done, steps = step + 1, self.config.steps
         self.seconds = time.perf_counter() - self.started
         self.graded_tokens += n_graded
@@ -92,7 +104,7 @@ class Session:
         with open(self.out / "metrics.csv", "a", encoding="utf-8") as file:
             file.write(",".join("" if value is None else str(value) for value in row) + "\n")
         state = f"loss {loss:.3f}, {self.graded_tokens / self.seconds:,.0f} graded tokens/s"
-        self.progress.set_postfix_str(state)
+        self.progress.set_postfix_str(state, refresh=False)
         if self.progress.disable and (done == steps or done % max(1, steps // 10) == 0):
             left = datetime.timedelta(seconds=round(self.seconds / done * (steps - done)))
             print(f"{self.out}: step {done}/{steps}, {state}, {left} left", flush=True)
@@ -101,7 +113,7 @@ class Session:
         """Prints and keeps what came out: sample.txt, and the costs and the held-out loss, which are returned."""
         self.write("sample.txt", sample + "\n")
         print(sample)
-        print(f"{self.out}: held-out perplexity {math.exp(held_out_nll):.2f} after {self.seconds:.0f} s")
+        print(f"{self.out}: held-out perplexity {math.exp(min(held_out_nll, 700)):.2f} after {self.seconds:.0f} s")
         return {
             "trainable": self.trainable,
             "total": self.total,

