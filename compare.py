@@ -19,6 +19,7 @@ import train_lora
 import train_pretrain
 import train_sft
 from data import examples, tokenizer
+from data.text import read_text
 from evaluate import exact_match, perplexity, token_nll
 from run.checkpoint import load_run
 from run.config import check, command_line
@@ -57,7 +58,7 @@ def main(config: Config) -> dict[str, Any]:
     # the yardsticks: the held-out part of each file; a file that cannot be used is found here, before any training
     out.mkdir(parents=True, exist_ok=True)
     base, vocabulary = str(out / "base"), str(out / "tokenizer.tiktoken")
-    tokenizer.save_tokenizer(tokenizer.train_bpe(examples.read_text(config.text), config.vocab_size), vocabulary)
+    tokenizer.save_tokenizer(tokenizer.train_bpe(read_text(config.text), config.vocab_size), vocabulary)
     rows_of = (tokenizer.load_tokenizer(vocabulary), config.block_size, config.held_out)
     _, text = examples.from_text(config.text, *rows_of)
     _, domain = examples.from_text(config.domain, *rows_of)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tiktoken
 
-from data.examples import read_text
+from data.text import read_text
 from run.config import command_line
 
 # Words and numbers with the space before them, punctuation, white space: every character matches one of these.

@@ -13,10 +13,10 @@ from run.checkpoint import load_model, load_run, sha256_of_base
 def comparison(text, instructions, folder):
     domain = folder / "domain.txt"
     domain.write_text("sea ship sea ship calm " * 400, encoding="utf-8")
-    sizes = {"vocab_size": 300, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 128, "batch_size": 8}
+    sizes = {"vocab_size": 300, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 128, "batch_size": 8}
     files = {"text": text, "domain": str(domain), "instructions": instructions, "out": str(folder / "compare")}
     config = compare.Config(
-        **files, **sizes, base_steps=60, steps=40, learning_rate=1e-2, lora_learning_rate=3e-2, device="cpu"
+        **files, **sizes, base_steps=60, steps=60, learning_rate=1e-2, lora_learning_rate=3e-2, device="cpu"
     )
     return compare.main(config), folder / "compare"
 

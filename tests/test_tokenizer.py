@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.examples import read_text, token_file
+from data.text import read_text, token_file
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
 
 TEXT = "the ship and the sea, the Ship_2 und das Öl ☂ 12345\n\n\tthe end" * 20
@@ -81,7 +81,7 @@ def test_a_long_text_is_tokenised_in_pieces_once_and_read_from_disk(tmp_path, mo
     tokens = token_file(path, own)
     assert tokens.filename and tokens.dtype == "uint16" and tokens[-1] == own.eot_token
     assert own.decode(tokens[:-1].tolist()) == text
-    monkeypatch.setattr("data.examples.read_text", lambda path: pytest.fail("tokenised a second time"))
+    monkeypatch.setattr("data.text.read_text", lambda path: pytest.fail("tokenised a second time"))
     assert (token_file(path, own) == tokens).all()
 
 
