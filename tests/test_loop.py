@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import RECORDS, metrics, weights
 
-from data.batches import Batches
+from data.batches import Batches, collate
 from data.examples import from_instructions, from_text
 from evaluate import exact_match, token_nll
 from run.checkpoint import load_model, load_run, load_tokenizer
@@ -31,6 +31,15 @@ def test_perplexity_does_not_depend_on_the_batch_size(base, instructions, text):
     for examples in (*from_instructions(instructions, tokenizer, 192, 0.5), from_text(text, tokenizer, 192, 0.2)[1]):
         values = [token_nll(model, examples, batch_size) for batch_size in (1, 3, 100)]
         assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+
+
+def test_the_evaluator_is_the_mean_cross_entropy_of_the_graded_tokens(base, instructions):
+    """F.cross_entropy is the oracle."""
+    model, tokenizer = load_run(base, "", torch.device("cpu"))
+    examples, _ = from_instructions(instructions, tokenizer, 192, 0.1)
+    inputs, targets, graded = collate(examples)
+    expected = torch.nn.functional.cross_entropy(model(inputs)[graded], targets[graded])
+    assert token_nll(model, examples, 2) == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
