@@ -22,7 +22,7 @@ from data import examples, tokenizer
 from data.text import read_text
 from evaluate import exact_match, perplexity, token_nll
 from run.checkpoint import load_run
-from run.config import check, command_line
+from run.config import Mistake, any_character, check, command_line
 from run.session import choose_device
 
 
@@ -53,7 +53,7 @@ def main(config: Config) -> dict[str, Any]:
     check(config)
     out, device, started = Path(config.out), choose_device(config.device), time.perf_counter()
     if (out / "results.json").exists() or (out / "base").exists():
-        raise ValueError(f"{out} holds a comparison already: give another --out, or delete it")
+        raise Mistake(f"{out} holds a comparison already: give another --out, or delete it")
 
     # the yardsticks: the held-out part of each file; a file that cannot be used is found here, before any training
     out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def in_own_process(main: Any, config: Any) -> dict[str, Any]:
     """main(config) in a fresh process, where nothing that ran before counts as memory."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), any_character) as pool:
         return pool.submit(main, config).result()
 
 

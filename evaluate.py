@@ -16,7 +16,7 @@ from data.examples import Example, from_instructions, from_text
 from model.generate import generate
 from model.gpt import GPT
 from run.checkpoint import load_run
-from run.config import command_line
+from run.config import check, command_line
 from run.session import choose_device
 
 
@@ -75,6 +75,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    check(config)
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
     if config.text:
         examples = from_text(config.text, tokenizer, model.config.block_size, config.held_out)[1]

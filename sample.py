@@ -14,7 +14,7 @@ import torch
 from data.examples import render_prompt
 from model.generate import generate
 from run.checkpoint import load_run
-from run.config import check, command_line
+from run.config import Mistake, check, command_line
 from run.session import choose_device
 
 
@@ -56,11 +56,11 @@ def asks_to_continue(config: Config) -> bool:
 def prompts(config: Config) -> Iterator[str]:
     """The one of the flags, or one a line from standard input, to its end."""
     if config.ask not in ("prompt", "instruction"):
-        raise ValueError(f"--ask must be prompt or instruction, got {config.ask!r}")
+        raise Mistake(f"--ask must be prompt or instruction, got {config.ask!r}")
     if config.prompt and config.instruction:
-        raise ValueError("give either --prompt or --instruction")
+        raise Mistake("give either --prompt or --instruction")
     if config.input and asks_to_continue(config):
-        raise ValueError("--input goes with --instruction, or with --ask instruction")
+        raise Mistake("--input goes with --instruction, or with --ask instruction")
     if config.prompt:
         yield config.prompt
     elif config.instruction:

@@ -31,10 +31,10 @@ class Config:
     micro_batches: int = 1  # micro-batches a step, one after another, for less memory: their gradients add up
     steps: int = 1000  # optimizer steps
     learning_rate: float = 1e-3  # AdamW's, at its peak
-    warmup_steps: int = 50  # steps in which it rises to the peak; after them a cosine takes it down to 0
+    warmup: float = 0.05  # share of the steps in which it rises to the peak; then a cosine takes it down to 0
     weight_decay: float = 0.1  # AdamW's, for the matrices of linear layers only
     max_grad_norm: float = 1.0  # gradients longer than this are scaled down to it
-    held_out: float = 0.1  # share of the data, at least one row, that is not learned from but judged by
+    held_out: float = 0.1  # share of the data, of a text at most 131,072 tokens, not learned from but judged by
     eval_every: int = 100  # steps between evaluations
     seed: int = 0  # of all that is random: the order of the data, dropout, weights that are new
     device: str = "auto"  # cuda, mps, cpu, or auto
@@ -46,7 +46,7 @@ def main(config: Config) -> dict:
     device = session.device
 
     # 2. data
-    tokenizer = checkpoint.load_tokenizer(config.init_from)
+    tokenizer = checkpoint.tokenizer_of(config.init_from)
     # graded: the response and its end-of-text
     train, held_out = examples.from_instructions(config.instructions, tokenizer, config.block_size, config.held_out)
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed)
@@ -66,19 +66,20 @@ def main(config: Config) -> dict:
     # which would shrink the row of a token at every step in which the token does not occur
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
+    warmup_steps = int(config.warmup * config.steps)
 
     # 6. loop
     model.train()
     for step in session.steps():
         held_out_nll = token_nll(model, held_out, config.batch_size) if step % config.eval_every == 0 else None
 
-        warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-        decay = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)  # from 0 to 1
-        learning_rate = config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * decay))
+        rise = min(1.0, (step + 1) / (warmup_steps + 1))  # to 1, in a line
+        progress = max(0, step - warmup_steps) / max(1, config.steps - warmup_steps)  # from 0 to 1
+        learning_rate = config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 
-        micro_batches = batches[step]
+        micro_batches = batches.of_step(step)
         n_graded = sum(int(graded.sum()) for _, _, graded in micro_batches)  # N of the whole step, not of one batch
         step_loss = 0.0
         for micro_batch in micro_batches:
@@ -98,7 +99,7 @@ def main(config: Config) -> dict:
     held_out_nll = token_nll(model, held_out, config.batch_size)
     prompt = held_out[0].prompt()
     answer = generate(model, [prompt], max_new_tokens=64, stop=tokenizer.eot_token)[0]
-    sample = tokenizer.decode(prompt) + tokenizer.decode(answer)
+    sample = tokenizer.decode(prompt + answer)
 
     # 8. save
     checkpoint_bytes = checkpoint.save_model(config.out, model, tokenizer)

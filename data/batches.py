@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.examples import Example
+from run.config import Mistake
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs, targets, graded: (B, T) each
 
@@ -41,18 +42,19 @@ def in_order(examples: Sequence[Example], batch_size: int) -> Iterator[Batch]:
 
 
 class Batches:
-    """Shuffled micro-batches for every optimizer step. batches[step] depends on the seed and the step alone, not on
-    what was read before. Each epoch is a new order in which every example comes once."""
+    """Shuffled micro-batches for every optimizer step. What a step gets depends on the seed and the step
+    alone, not on what was read before. Each epoch is a new order in which every example comes once."""
 
     def __init__(self, examples: Sequence[Example], batch_size: int, micro_batches: int, seed: int) -> None:
         """batch_size: rows a micro-batch; micro_batches: how many of them an optimizer step adds up."""
         if not len(examples):
-            raise ValueError("no example is left to learn from: give a smaller --held-out")
+            raise Mistake("no example is left to learn from: give a smaller --held-out")
         self.examples, self.batch_size, self.micro_batches, self.seed = examples, batch_size, micro_batches, seed
         self.per_epoch = -(-len(examples) // batch_size)  # micro-batches an epoch, the last may be smaller
         self.epoch = -1  # the epoch whose order is at hand
 
-    def __getitem__(self, step: int) -> list[Batch]:
+    def of_step(self, step: int) -> list[Batch]:
+        """The micro-batches whose gradients add up to that of optimizer step 0, 1, and so on."""
         numbers = range(step * self.micro_batches, (step + 1) * self.micro_batches)
         return [collate([self.examples[i] for i in self.rows(number)]) for number in numbers]
 

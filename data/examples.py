@@ -16,6 +16,7 @@ import numpy as np
 import tiktoken
 
 from data.text import read_text, token_file
+from run.config import Mistake
 
 
 class Example(NamedTuple):
@@ -36,16 +37,15 @@ def from_text(
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Rows of block_size + 1 tokens to learn from, and those of the text's last part (the share held_out) to judge by.
 
-    With held_out 1 all of it is there to judge by. Raises OSError for a file that cannot be read, ValueError for one
-    that is not UTF-8 or too short.
+    The part to judge by has at most 131,072 tokens, so that judging stays short; with held_out 1 it is all of the text.
+    Raises OSError for a file that cannot be read, Mistake for one that is not UTF-8 or too short.
     """
     tokens = token_file(path, tokenizer)
-    n_held_out = max(block_size + 1, int(held_out * len(tokens)))
-    n_needed = n_held_out + (block_size + 1 if held_out < 1 else 0)
-    if len(tokens) < n_needed:
-        raise ValueError(
-            f"{path} has {len(tokens):,} tokens, too few for a row of {block_size} to learn from and one to judge by: "
-            "give a longer text or a smaller --block-size"
+    n_held_out = len(tokens) if held_out == 1 else max(2, min(int(held_out * len(tokens)), 2**17))
+    if held_out < 1 and len(tokens) < n_held_out + block_size + 1:
+        raise Mistake(
+            f"{path} has {len(tokens):,} tokens, too few: the least are {n_held_out:,} to judge by and a row of "
+            f"{block_size + 1:,} to learn from"
         )
     return TextRows(tokens[:-n_held_out], block_size), TextRows(tokens[-n_held_out:], block_size)
 
@@ -121,7 +121,7 @@ def from_instructions(
         print(f"{path}: {n:,} of {len(records):,} instructions {what}")
     train, judge = examples
     if not judge or (not train and held_out < 1):
-        raise ValueError(
+        raise Mistake(
             f"{path} has {len(train)} usable instructions to learn from and {len(judge)} to judge by; "
             "it must have at least one of each"
         )
@@ -139,7 +139,7 @@ def read_instructions(path: str | Path) -> list[Instruction]:
         return [_record(where, _parse(where, line)) for where, line in lines]
     records = _parse(str(path), text)
     if not isinstance(records, list):
-        raise ValueError(f"{path} must hold a JSON list of records; for one record a line, name it .jsonl")
+        raise Mistake(f"{path} must hold a JSON list of records; for one record a line, name it .jsonl")
     return [_record(f"{path}: record {number}", record) for number, record in enumerate(records, 1)]
 
 
@@ -147,12 +147,12 @@ def _parse(where: str, text: str):
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
+        raise Mistake(f"{where} is not JSON: {error}") from None
 
 
 def _record(where: str, record) -> Instruction:
     if not isinstance(record, dict):
-        raise ValueError(f"{where} must be an object with instruction and output, not {type(record).__name__}")
+        raise Mistake(f"{where} must be an object with instruction and output, not {type(record).__name__}")
     values: dict[str, Any] = {
         "instruction": record.get("instruction"),
         "input": record.get("input") or "",
@@ -161,5 +161,5 @@ def _record(where: str, record) -> Instruction:
     for key, value in values.items():
         if not isinstance(value, str):
             found = f"is {json.dumps(value)[:40]}" if key in record else "is missing"
-            raise ValueError(f'{where}: "{key}" {found}, expected a text')
+            raise Mistake(f'{where}: "{key}" {found}, expected a text')
     return Instruction(**values)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
+from run.config import Mistake
+
 
 def read_text(path: str | Path) -> Iterator[str]:
     """A UTF-8 file in pieces of a million characters and the rest of their line, so that any size fits in memory."""
@@ -16,7 +18,7 @@ def read_text(path: str | Path) -> Iterator[str]:
             while piece := file.read(2**20):
                 yield piece + file.readline(2**20)
         except UnicodeDecodeError:
-            raise ValueError(f"{path} is not UTF-8 text: {_first_bad_byte(path)}") from None
+            raise Mistake(f"{path} is not UTF-8 text: {_first_bad_byte(path)}") from None
 
 
 def _first_bad_byte(path: str | Path) -> str:
@@ -37,7 +39,7 @@ def token_file(path: str | Path, tokenizer: tiktoken.Encoding) -> np.ndarray:
     That is $FINETUNING_CACHE, or ~/.cache/finetuning; files there are named by a hash of the text and the tokenizer.
     """
     if Path(path).exists() and not Path(path).is_file():
-        raise ValueError(f"{path} is not a file")  # nor is a pipe, which cannot be read twice
+        raise Mistake(f"{path} is not a file")  # nor is a pipe, which cannot be read twice
     digest = hashlib.sha256(tokenizer.name.encode())
     with open(path, "rb") as file:
         while piece := file.read(2**20):

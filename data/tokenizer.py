@@ -21,7 +21,7 @@ from pathlib import Path
 import tiktoken
 
 from data.text import read_text
-from run.config import command_line
+from run.config import Mistake, command_line
 
 # Words and numbers with the space before them, punctuation, white space: every character matches one of these.
 # None is longer than 32, so that a text without spaces is no single word.
@@ -36,7 +36,7 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
         try:
             return tiktoken.get_encoding("gpt2")
         except OSError as error:  # no network: requests' exceptions are OSErrors
-            raise ValueError(
+            raise Mistake(
                 "the gpt2 tokenizer is not on this machine and could not be downloaded: go online once, or set "
                 "TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer bytes"
             ) from error
@@ -46,14 +46,14 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
             base64.b64decode(token, validate=True): int(rank) for token, rank in map(bytes.split, content.splitlines())
         }
     except OSError as error:
-        raise ValueError(
+        raise Mistake(
             f"there is no tokenizer {name!r}: give bytes, gpt2 or a file from python -m data.tokenizer"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{name} is no tokenizer file: each line must be a token in base64 and its rank") from error
+        raise Mistake(f"{name} is no tokenizer file: each line must be a token in base64 and its rank") from error
     if list(ranks.values()) != list(range(len(ranks))) or not all(bytes([i]) in ranks for i in range(256)):
-        raise ValueError(f"{name} is no tokenizer file: ranks must count up from 0 and all 256 bytes be there")
-    return _encoding(f"bpe-{hashlib.sha256(content).hexdigest()[:16]}", ranks)
+        raise Mistake(f"{name} is no tokenizer file: ranks must count up from 0 and all 256 bytes be there")
+    return _encoding(f"bpe-{hashlib.sha256(PATTERN.encode() + content).hexdigest()[:16]}", ranks)
 
 
 def _encoding(name: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
@@ -74,10 +74,10 @@ def train_bpe(text: Iterable[str], vocab_size: int) -> dict[bytes, int]:
     256 or no text. A merge visits only the words that hold its pair, so a megabyte takes about a second.
     """
     if vocab_size < 256:
-        raise ValueError(f"a byte-level vocabulary has at least 256 tokens, got --vocab-size {vocab_size}")
+        raise Mistake(f"a byte-level vocabulary has at least 256 tokens, got --vocab-size {vocab_size}")
     frequency = Counter(word for piece in text for word in re.findall(PATTERN, piece))
     if not frequency:
-        raise ValueError("there is no text to learn merges from")
+        raise Mistake("there is no text to learn merges from")
     words = [([bytes([byte]) for byte in word.encode()], n) for word, n in frequency.items()]  # (tokens, how often)
     ranks = {bytes([i]): i for i in range(256)}
     pair_counts: Counter[tuple[bytes, bytes]] = Counter()
@@ -129,7 +129,7 @@ class Config:
 
 def main(config: Config) -> None:
     if Path(config.out).exists():
-        raise ValueError(f"{config.out} exists already: give another --out, or delete it")
+        raise Mistake(f"{config.out} exists already: give another --out, or delete it")
     ranks = train_bpe(read_text(config.text), config.vocab_size)
     save_tokenizer(ranks, config.out)
     print(f"{config.out}: {len(ranks):,} tokens, the last one {list(ranks)[-1]!r}")

@@ -11,21 +11,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.gpt import GPT, GPTConfig
+from model.gpt import GPT
 
 
 class KVCache:
-    """Keys and values of the tokens that B rows have read, allocated once: (B, H, block_size, D) a layer."""
+    """Keys and values of the tokens that B rows have read, allocated once: (B, H, length, D) a layer."""
 
-    def __init__(self, config: GPTConfig, B: int, device: torch.device) -> None:
-        shape = (B, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.keys = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
+    def __init__(self, model: GPT, B: int, length: int) -> None:
+        """length: the most tokens that a row will have; block_size is the limit."""
+        config, device, dtype = model.config, model.wte.weight.device, model.wte.weight.dtype
+        shape = (B, config.n_head, min(length, config.block_size), config.n_embd // config.n_head)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.lengths = torch.zeros(B, dtype=torch.long, device=device)  # tokens that each row has read
         self.rows = torch.arange(B, device=device)[:, None]  # (B, 1)
 
-    def positions(self, T: int) -> Tensor:
-        """Where the T tokens that are read now stand in their rows: (B, T)."""
+    def begin(self, T: int) -> Tensor:
+        """Begins to read T more tokens a row and returns where they stand: (B, T). Only the first time may some of them
+        be padding. next_token_logits, which knows how many are not, then moves `lengths` on."""
         self.slots = self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
         S = int(self.slots.max()) + 1
         self.visible = torch.arange(S, device=self.slots.device) <= self.slots[:, None, :, None]  # (B, 1, T, S)
@@ -59,7 +62,7 @@ def next_token_logits(model: GPT, unread: Sequence[Sequence[int]], cache: KVCach
 def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
     """One token a row, (B, V) -> (B,): the likeliest at temperature 0, else drawn from softmax(logits / temperature),
     from the top_k likeliest (0: all) and the likeliest that together hold a share top_p (Holtzman et al. 2020)."""
-    if temperature == 0:
+    if temperature < 1e-6:
         return logits.argmax(-1)
     logits, order = logits.sort(-1, descending=True)  # (B, V) each, likeliest first
     logits = (logits - logits[:, :1]) / temperature  # the likeliest at 0, so that nothing overflows
@@ -94,7 +97,7 @@ def generate(
     model.eval()
     rows = [list(prompt) for prompt in prompts]
     unread, done = rows, [False] * len(rows)
-    cache: KVCache | None = KVCache(model.config, len(rows), model.wte.weight.device)
+    cache: KVCache | None = KVCache(model, len(rows), max(map(len, rows), default=0) + max_new_tokens)
     for _ in range(max_new_tokens):
         if max(len(row) for row in rows) > model.config.block_size:
             cache, unread = None, [row[-model.config.block_size :] for row in rows]

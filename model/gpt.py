@@ -33,7 +33,7 @@ class GPTConfig:
 class Cache(Protocol):
     """What the model asks of a key-value cache; model/generate.py has the one that is used."""
 
-    def positions(self, T: int) -> Tensor: ...
+    def begin(self, T: int) -> Tensor: ...
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
 
@@ -137,7 +137,7 @@ class GPT(nn.Module):
         tokens: (B, T) ids below vocab_size. Returns (B, T, C). Raises ValueError beyond block_size.
         """
         T = tokens.size(1)
-        positions = torch.arange(T, device=tokens.device) if cache is None else cache.positions(T)  # (T,) or (B, T)
+        positions = torch.arange(T, device=tokens.device) if cache is None else cache.begin(T)  # (T,) or (B, T)
         if T > self.config.block_size:
             raise ValueError(f"a row of {T} tokens is longer than the model's block_size {self.config.block_size}")
         x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)

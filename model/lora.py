@@ -61,12 +61,14 @@ def apply_lora(
     """
     targets = {target.strip() for target in targets}
     linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | LoRALinear)}
-    layers = {path: module for path, module in linears.items() if path.split(".")[-1] in targets}
+    layers = {path: module for path, module in linears.items() if path.split(".")[-1] in targets - {"base"}}
     unknown = targets - {path.split(".")[-1] for path in layers}
     if unknown or not targets:
         raise ValueError(f"LoRA targets must be among {', '.join(TARGETS)}; got {sorted(unknown) or 'none'}")
     if r < 1:
         raise ValueError(f"LoRA's rank r must be at least 1, got {r}")
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"an adapter cannot be named {name!r}: give it a plain word")
     if any(name in layer.adapters for _, layer in lora_layers(model)):
         raise ValueError(f"the model has an adapter named {name!r} already")
     refuse_if_merged(model)
@@ -126,11 +128,13 @@ def refuse_if_merged(model: nn.Module) -> None:
 def lora_state_dict(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     """A and B of one adapter, and nothing else: 'blocks.0.attn.q_proj.lora_A' -> (r, d_in), and so on."""
     layers = [(path, layer.adapters[name]) for path, layer in lora_layers(model) if name in layer.adapters]
+    if not layers:
+        raise ValueError(f"the model has no adapter named {name!r}")
     return {f"{path}.{AB}": getattr(adapter, AB).detach() for path, adapter in layers for AB in ("lora_A", "lora_B")}
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of the model without its adapters, under the names they had before apply_lora."""
+    """The weights beside which the adapters stand, under the names they had before apply_lora."""
     return {k.replace(".base.", "."): v for k, v in model.state_dict().items() if ".adapters." not in k}
 
 

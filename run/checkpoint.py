@@ -5,7 +5,7 @@
     adapter.pt   {"config": r, alpha, targets, "base": its folder, "base_sha256", "weights": A and B}
 
 Only tensors and plain types are stored, and files are replaced whole: a save that is cut off leaves the old one.
-Everything here raises ValueError, in one sentence, for a folder or file that does not fit.
+Everything here raises a Mistake for a folder or file that does not fit.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ import torch
 
 from data import tokenizer as tokenizers
 from model.gpt import GPT, GPTConfig
-from model.lora import apply_lora, base_state_dict, load_lora_state_dict, lora_layers, lora_state_dict
+from model.lora import apply_lora, base_state_dict, load_lora_state_dict, lora_layers, lora_state_dict, refuse_if_merged
+from run.config import Mistake
 
 MODEL = ("config", "tokenizer", "weights")
 ADAPTER = ("config", "base", "base_sha256", "weights")
@@ -41,36 +42,37 @@ def load_model(folder: str | Path, row_length: int = 1, dropout: float = 0.0) ->
         model = GPT(GPTConfig(**{**contents["config"], "dropout": dropout}))
         model.load_state_dict(contents["weights"])
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder}/model.pt does not fit its own config: {_first_line(error)}") from error
+        raise Mistake(f"{folder}/model.pt does not fit its own config: {_first_line(error)}") from error
     if row_length > model.config.block_size:
-        raise ValueError(
+        raise Mistake(
             f"--block-size {row_length} is beyond the {model.config.block_size} tokens that {folder} can read"
         )
     return model
 
 
-def load_tokenizer(folder: str | Path) -> tiktoken.Encoding:
+def tokenizer_of(folder: str | Path) -> tiktoken.Encoding:
     """The tokenizer that the model of a run was trained with."""
     name = _read(Path(folder, "model.pt"), MODEL)["tokenizer"]
     own = Path(folder, "tokenizer.tiktoken")
     if name not in ("gpt2", "bytes") and not own.is_file():
-        raise ValueError(f"{folder} lacks the tokenizer.tiktoken that its model.pt was trained with")
+        raise Mistake(f"{folder} lacks the tokenizer.tiktoken that its model.pt was trained with")
     tokenizer = tokenizers.load_tokenizer(name if name in ("gpt2", "bytes") else str(own))
     if tokenizer.name != name:
-        raise ValueError(f"{folder}/tokenizer.tiktoken is not the tokenizer that its model.pt was trained with")
+        raise Mistake(f"{folder}/tokenizer.tiktoken is not the tokenizer that its model.pt was trained with")
     return tokenizer
 
 
-def save_adapter(folder: str | Path, model: GPT, base: str | Path) -> int:
-    """Writes adapter.pt, A and B only, and returns its size in bytes."""
-    adapters = {path.split(".")[-1]: layer.adapters["default"] for path, layer in lora_layers(model)}
+def save_adapter(folder: str | Path, model: GPT, base: str | Path, name: str = "default") -> int:
+    """Writes adapter.pt, one adapter's A and B only, and returns its size in bytes. base: the folder of its base."""
+    layers = [(path.split(".")[-1], layer) for path, layer in lora_layers(model) if name in layer.adapters]
+    adapters = {target: layer.adapters[name] for target, layer in layers}
     any_of_them = next(iter(adapters.values()))
     config = {"r": any_of_them.lora_A.size(0), "alpha": any_of_them.alpha, "targets": sorted(adapters)}
     contents = {
         "config": config,
         "base": str(base),
         "base_sha256": sha256_of_base(model),
-        "weights": lora_state_dict(model),
+        "weights": lora_state_dict(model, name),
     }
     return _write(Path(folder, "adapter.pt"), contents)
 
@@ -79,29 +81,33 @@ def load_adapter(model: GPT, folder: str | Path, name: str = "default") -> None:
     """Puts the adapter of a run beside the model's Linears, active. Refuses a model that is not the adapter's base."""
     contents = _read(Path(folder, "adapter.pt"), ADAPTER)
     if contents["base_sha256"] != sha256_of_base(model):
-        raise ValueError(
+        raise Mistake(
             f"the adapter in {folder} was trained on {contents['base']}, not on this base: their weights differ"
         )
     config = contents["config"]
-    apply_lora(model, config["r"], config["alpha"], 0.0, tuple(config["targets"]), name)
-    load_lora_state_dict(model, contents["weights"], name)
+    try:
+        apply_lora(model, config["r"], config["alpha"], 0.0, config["targets"], name)
+        load_lora_state_dict(model, contents["weights"], name)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Mistake(f"{folder}/adapter.pt does not fit its base: {_first_line(error)}") from error
 
 
 def load_run(folder: str, adapter: str, device: torch.device) -> tuple[GPT, tiktoken.Encoding]:
     """What to evaluate or to talk to: a model, with an adapter on it if one is named; its base is then known anyway."""
     if not folder and not adapter:
-        raise ValueError("give --from RUN, or --adapter RUN for a LoRA adapter and its base")
+        raise Mistake("give --from RUN, or --adapter RUN for a LoRA adapter and its base")
     base = folder or str(_read(Path(adapter, "adapter.pt"), ADAPTER)["base"])
     if not Path(base, "model.pt").is_file() and not folder:
-        raise ValueError(f"{adapter} was trained on {base}, where no model.pt is now: name its folder with --from")
+        raise Mistake(f"{adapter} was trained on {base}, where no model.pt is now: name its folder with --from")
     model = load_model(base)
     if adapter:
         load_adapter(model, adapter)
-    return model.to(device), load_tokenizer(base)
+    return model.to(device), tokenizer_of(base)
 
 
 def sha256_of_base(model: GPT) -> str:
     """A fingerprint of every base weight, its name and its bits; adapters do not count."""
+    refuse_if_merged(model)
     digest = hashlib.sha256()
     for name, tensor in sorted(base_state_dict(model).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -110,6 +116,8 @@ def sha256_of_base(model: GPT) -> str:
 
 
 def _write(path: Path, contents: dict[str, Any]) -> int:
+    if not all(weight.isfinite().all() for weight in contents["weights"].values()):
+        raise Mistake(f"{path} is not saved: training diverged in its last step; try a lower --learning-rate")
     unfinished = path.with_suffix(".unfinished")
     with open(unfinished, "wb") as file:
         torch.save(contents, file)
@@ -123,14 +131,14 @@ def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     if not path.is_file():
         other = "adapter.pt" if path.name == "model.pt" else "model.pt"
         hint = f"; it holds {other}" if (path.parent / other).is_file() else ""
-        raise ValueError(f"{path.parent} is not a run with {path.name}{hint}")
+        raise Mistake(f"{path.parent} is not a run with {path.name}{hint}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
         if set(contents) == set(keys):
             return contents
     except Exception as error:  # whatever a damaged or foreign file makes the reader raise
-        raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
-    raise ValueError(f"{path} is not a checkpoint of this project: it must hold {', '.join(keys)}")
+        raise Mistake(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+    raise Mistake(f"{path} is not a checkpoint of this project: it must hold {', '.join(keys)}")
 
 
 def _first_line(error: Exception) -> str:

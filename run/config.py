@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from model.lora import TARGETS
+
 # Lowest and highest value that makes sense; a number that is not named here must be above 0.
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "dropout": (0, 0.99),
     "lora_dropout": (0, 0.99),
     "weight_decay": (0, 1),
-    "warmup_steps": (0, 10**9),
+    "warmup": (0, 1),
     "held_out": (0, 1),
     "temperature": (0, 100),
     "top_k": (0, 10**9),
@@ -24,9 +26,16 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+NEW_MODEL = ("tokenizer", "n_layer", "n_head", "n_embd")  # fields that shape a model that starts from random weights
+
+
+class Mistake(ValueError):
+    """What a user did wrong, in one sentence: what, where, and what to do."""
+
+
 def command_line(main: Callable[[Any], Any], Config: type) -> None:
-    """Runs main with a Config read from the flags. A user's mistake (a ValueError or OSError, raised in words) ends as
-    one sentence and exit code 2; `python -X dev` shows where it was raised."""
+    """Runs main with a Config read from the flags. A Mistake, or an OSError, ends as one sentence and exit code 2;
+    `python -X dev` shows where it was raised."""
     help_texts = dict(re.findall(r"^ +(\w+): .*?  # (.+)$", inspect.getsource(Config), re.MULTILINE))
     parser = argparse.ArgumentParser(
         description=sys.modules[main.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,18 +53,25 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
             help=(help_texts[field.name] + default).replace("%", "%%"),
         )
     given = vars(parser.parse_args())
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a console that cannot show a character shows a ?
+    any_character()
     try:
         for name, value in given.items():
-            if value == "":
-                raise ValueError(f"{flag(name)} is empty")
+            if value == "" and name != "input":
+                raise Mistake(f"{flag(name)} is empty")
+            if name in NEW_MODEL and "init_from" in given:
+                raise Mistake(f"{flag(name)} is for a new model: the one from --init-from has its own")
         main(check(Config(**given)))
-    except (ValueError, OSError) as error:
+    except (Mistake, OSError) as error:
         if sys.flags.dev_mode:
             raise
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def any_character() -> None:
+    """Lets standard output show a ? for a character that its encoding lacks, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def flag(field: str) -> str:
@@ -63,17 +79,19 @@ def flag(field: str) -> str:
 
 
 def check(config: Any) -> Any:
-    """Returns the config. Raises ValueError for a number out of its range, and for flags that do not go together."""
+    """Returns the config. Raises a Mistake for a number out of its range, and for flags that do not go together."""
     for name, value in vars(config).items():
         low, high = RANGES.get(name, (0, math.inf))
         fits = isinstance(value, str) or (low <= value <= high if name in RANGES else 0 < value < math.inf)
         if not fits:
             expected = f"from {low} to {high}" if name in RANGES else "above 0"
-            raise ValueError(f"{flag(name)} must be {expected}, got {value}")
+            raise Mistake(f"{flag(name)} must be {expected}, got {value}")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     if defaults.get("text") == defaults.get("instructions") == "" and bool(config.text) == bool(config.instructions):
-        raise ValueError("give either --text or --instructions")
-    for name in ("tokenizer", "n_layer", "n_head", "n_embd"):
-        if getattr(config, "init_from", "") and name in defaults and getattr(config, name) != defaults[name]:
-            raise ValueError(f"{flag(name)} is for a new model: the one from --init-from has its own")
+        raise Mistake("give either --text or --instructions")
+    unknown = {target.strip() for target in getattr(config, "targets", TARGETS[0]).split(",")} - set(TARGETS)
+    if unknown:
+        raise Mistake(f"--targets must be among {', '.join(TARGETS)}; got {sorted(unknown)}")
+    if "n_embd" in defaults and config.n_embd % config.n_head:
+        raise Mistake(f"--n-embd {config.n_embd} must be a multiple of --n-head {config.n_head}")
     return config

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data.batches import Batches
-from run.config import check
+from run.config import NEW_MODEL, Mistake, check
 
 COLUMNS = ("step", "loss", "held_out_nll", "learning_rate", "grad_norm", "graded_tokens", "seconds")
 
@@ -30,43 +30,48 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name} is not usable here: {str(error).splitlines()[0]}") from None
+        raise Mistake(f"--device {name} is not usable here: {str(error).splitlines()[0]}") from None
 
 
 def peak_mb(device: torch.device) -> float | None:
-    """The most memory that this process has held so far, in MB (10^6 bytes): the GPU's, or else all of it."""
+    """The most memory, in MB (10^6 bytes), that this process has held so far: of a CUDA GPU, or else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e6
-        import resource  # not on Windows
+    except OSError:
+        pass
+    if sys.platform == "darwin":
+        import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts bytes
-    except (OSError, ImportError):
-        return None
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts it in bytes
+    return None
 
 
 class Session:
     """One run: `for step in session.steps():` around a training step that ends with `session.log(...)`."""
 
     def __init__(self, config: Any) -> None:
-        """Raises ValueError for a number out of range, a device that is not there, and a folder that holds a run."""
+        """Raises a Mistake for a number out of range, a device that is not there, and a folder that holds a run."""
         self.config = check(config)
         self.device = choose_device(config.device)
         self.out = Path(config.out)
         if (self.out / "config.json").exists():
-            raise ValueError(f"{self.out} holds a run already: give another --out, or delete it")
+            raise Mistake(f"{self.out} holds a run already: give another --out, or delete it")
         if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"{self.out} is a file: --out names a folder")
+            raise Mistake(f"{self.out} is a file: --out names a folder")
         torch.manual_seed(config.seed)
         self.graded_tokens = 0  # so far, in training
 
     def begin(self, model: nn.Module, batches: Batches) -> None:
         """Opens the run folder, now that everything is there to run, and prints what learns and for how long."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.write("config.json", json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        settings = dataclasses.asdict(self.config)
+        if settings["init_from"]:
+            settings = {name: value for name, value in settings.items() if name not in NEW_MODEL}
+        self.write("config.json", json.dumps(settings, indent=2) + "\n")
         self.write("metrics.csv", ",".join(COLUMNS) + "\n")
         self.total = sum(p.numel() for p in model.parameters())
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -90,27 +95,31 @@ class Session:
     ) -> None:
         """Writes a row of metrics.csv and moves the progress line on. Losses in nats a token.
 
-        Raises ValueError when the loss or the gradient is not finite: nothing good can be learned or saved after that.
+        Raises a Mistake when the loss or the gradient is not finite: nothing good can be learned or saved after that.
         """
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise ValueError(
+            raise Mistake(
                 f"step {step} has loss {loss} and gradient {grad_norm} at learning rate {learning_rate:.2g}: training "
                 f"diverged and is not saved; try a lower --learning-rate, and another --out (or delete {self.out})"
             )
         done, steps = step + 1, self.config.steps
         self.seconds = time.perf_counter() - self.started
         self.graded_tokens += n_graded
-        row = [step, loss, held_out_nll, learning_rate, grad_norm, self.graded_tokens, round(self.seconds, 3)]
-        with open(self.out / "metrics.csv", "a", encoding="utf-8") as file:
-            file.write(",".join("" if value is None else str(value) for value in row) + "\n")
+        self._row(step, loss, held_out_nll, learning_rate, grad_norm)
         state = f"loss {loss:.3f}, {self.graded_tokens / self.seconds:,.0f} graded tokens/s"
         self.progress.set_postfix_str(state, refresh=False)
         if self.progress.disable and (done == steps or done % max(1, steps // 10) == 0):
             left = datetime.timedelta(seconds=round(self.seconds / done * (steps - done)))
             print(f"{self.out}: step {done}/{steps}, {state}, {left} left", flush=True)
 
+    def _row(self, *values: float | None) -> None:
+        row = [*values, self.graded_tokens, round(self.seconds, 3)]
+        with open(self.out / "metrics.csv", "a", encoding="utf-8") as file:
+            file.write(",".join("" if value is None else str(value) for value in row) + "\n")
+
     def finish(self, held_out_nll: float, sample: str, checkpoint_bytes: int) -> dict[str, Any]:
-        """Prints and keeps what came out: sample.txt, and the costs and the held-out loss, which are returned."""
+        """Prints and keeps what came out: sample.txt, the last row of metrics.csv, the costs. Returns the numbers."""
+        self._row(self.config.steps, None, held_out_nll, None, None)
         self.write("sample.txt", sample + "\n")
         print(sample)
         print(f"{self.out}: held-out perplexity {math.exp(min(held_out_nll, 700)):.2f} after {self.seconds:.0f} s")

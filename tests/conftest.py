@@ -76,7 +76,7 @@ def train(base, text, instructions, tmp_path):
             "lora_sft": (train_lora.main, train_lora.Config, {"instructions": instructions}),
         }[method]
         out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        defaults = {"block_size": 192, "batch_size": 4, "steps": 3, "warmup_steps": 0, "device": "cpu"}
+        defaults = {"block_size": 192, "batch_size": 4, "steps": 3, "warmup": 0.0, "device": "cpu"}
         config = Config(out=str(out), init_from=base, **{**defaults, **data, **settings})
         return main(config), out
 
@@ -90,6 +90,6 @@ def weights(run):
 
 
 def metrics(run, column):
-    """A column of a run's metrics.csv, as it is written."""
-    header, *rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    """A column of a run's metrics.csv, as it is written; without the last row, which is not of a step."""
+    header, *rows, _ = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
     return [row[header.index(column)] for row in rows]

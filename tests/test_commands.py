@@ -8,8 +8,8 @@ import torch
 import evaluate
 import sample
 from data import tokenizer
-from data.examples import render_prompt
-from run.checkpoint import load_model, load_tokenizer, save_model
+from data.examples import from_instructions, from_text, render_prompt
+from run.checkpoint import load_model, save_model, tokenizer_of
 
 
 def test_sample_continues_a_prompt_and_repeats_itself_with_one_seed(base, capsys):
@@ -18,6 +18,8 @@ def test_sample_continues_a_prompt_and_repeats_itself_with_one_seed(base, capsys
         sample.main(config)
     first, second = capsys.readouterr().out[:-1].split("\nthe old ship", 1)
     assert first == "the old ship" + second
+    sample.main(sample.Config(from_=base, prompt="the old ship", max_new_tokens=20, seed=4, device="cpu"))
+    assert capsys.readouterr().out != first + "\n"
 
 
 def test_sample_answers_an_instruction_with_the_adapters_own_base(train, capsys, monkeypatch):
@@ -40,10 +42,11 @@ def test_sample_reads_one_prompt_a_line_from_standard_input(base, capsys, monkey
 
 @pytest.mark.parametrize("kind", ["text", "instructions"])
 def test_evaluate_prints_loss_and_perplexity_and_for_instructions_exact_match(kind, base, text, instructions, capsys):
-    evaluate.main(
-        evaluate.Config(from_=base, device="cpu", **{kind: {"text": text, "instructions": instructions}[kind]})
-    )
+    file, read = (text, from_text) if kind == "text" else (instructions, from_instructions)
+    evaluate.main(evaluate.Config(from_=base, device="cpu", held_out=0.3, **{kind: file}))
     said = capsys.readouterr().out
+    _, examples = read(file, tokenizer_of(base), 192, 0.3)
+    assert f"NLL {evaluate.token_nll(load_model(base), examples, 32):.4f}" in said
     assert "perplexity" in said and ("exact match 0.0%" in said) == (kind == "instructions")
 
 
@@ -53,7 +56,7 @@ def test_a_model_with_a_tokenizer_of_its_own_takes_it_along(text, tmp_path, base
     encoding = tokenizer.load_tokenizer(str(own))
     model = load_model(base)
     save_model(tmp_path, model, encoding)
-    assert load_tokenizer(tmp_path).name == encoding.name
+    assert tokenizer_of(tmp_path).name == encoding.name
     assert (tmp_path / "tokenizer.tiktoken").read_bytes() == own.read_bytes()
     assert all(
         torch.equal(one, other)
@@ -61,4 +64,19 @@ def test_a_model_with_a_tokenizer_of_its_own_takes_it_along(text, tmp_path, base
     )
     (tmp_path / "tokenizer.tiktoken").write_bytes(own.read_bytes().replace(b" 256\n", b" 279\n", 1))
     with pytest.raises(ValueError, match="tokenizer"):
-        load_tokenizer(tmp_path)
+        tokenizer_of(tmp_path)
+
+
+def test_a_save_that_breaks_off_leaves_the_old_file(base, tmp_path, monkeypatch):
+    model = load_model(base)
+    save_model(tmp_path, model, tokenizer_of(base))
+    before = (tmp_path / "model.pt").read_bytes()
+
+    def breaks_off(contents, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", breaks_off)
+    with pytest.raises(OSError, match="no space"):
+        save_model(tmp_path, model, tokenizer_of(base))
+    assert (tmp_path / "model.pt").read_bytes() == before

@@ -10,11 +10,16 @@ from run.checkpoint import load_model, load_run, sha256_of_base
 
 
 @pytest.fixture(scope="module")
-def comparison(text, instructions, folder):
+def comparison(text, folder):
+    words = ["sea", "ship", "calm", "sail"]
+    pairs = [f"{one} {other}" for one in words for other in words]
+    records = [{"instruction": "Repeat it.", "input": pair, "output": f"{pair}, of course"} for pair in pairs * 2]
+    instructions = folder / "pairs.json"
+    instructions.write_text(json.dumps(records), encoding="utf-8")
     domain = folder / "domain.txt"
     domain.write_text("sea ship sea ship calm " * 400, encoding="utf-8")
     sizes = {"vocab_size": 300, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 128, "batch_size": 8}
-    files = {"text": text, "domain": str(domain), "instructions": instructions, "out": str(folder / "compare")}
+    files = {"text": text, "domain": str(domain), "instructions": str(instructions), "out": str(folder / "compare")}
     config = compare.Config(
         **files, **sizes, base_steps=60, steps=60, learning_rate=1e-2, lora_learning_rate=3e-2, device="cpu"
     )

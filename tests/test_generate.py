@@ -25,7 +25,7 @@ def test_cached_logits_equal_uncached_at_every_step_with_ragged_prompts(model, a
         merge(model)
     model.eval()
     rows, unread = [list(prompt) for prompt in PROMPTS], PROMPTS
-    cache = KVCache(model.config, len(rows), torch.device("cpu"))
+    cache = KVCache(model, len(rows), model.config.block_size)
     with torch.no_grad():
         for _ in range(model.config.block_size - len(PROMPTS[2])):
             logits = next_token_logits(model, unread, cache)

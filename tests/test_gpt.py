@@ -2,19 +2,25 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from model import gpt
 from model.gpt import GPT, CausalSelfAttention, GPTConfig
 
 
 def test_written_out_attention_equals_the_fused_one_forward_and_backward(model, monkeypatch):
     tokens = torch.randint(61, (3, 16))
-    results = []
+    results, stepped_through = [], []
+    written_out = gpt.written_out_attention
+    monkeypatch.setattr(gpt, "written_out_attention", lambda *args: stepped_through.append(1) or written_out(*args))
     for fused in (True, False):
+        assert not stepped_through
         monkeypatch.setattr(CausalSelfAttention, "fused", fused)
         model.zero_grad()
         logits = model(tokens)
         logits.square().mean().backward()
         results.append([logits, *(p.grad.clone() for p in model.parameters())])
+    assert len(stepped_through) == 2, "once a layer"
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -32,11 +38,23 @@ def test_padding_on_the_right_changes_nothing_on_its_left(model):
     torch.testing.assert_close(model(tokens)[:, :9], model(tokens[:, :9]))
 
 
-def test_graded_logits_are_rows_of_all_logits_and_the_others_are_not_computed(model, monkeypatch):
+def test_graded_logits_are_rows_of_all_logits_and_the_others_are_not_computed(model):
     tokens, graded = torch.randint(61, (3, 16)), torch.rand(3, 16) < 0.3
-    logits = model(tokens, graded)
-    assert logits.shape == (graded.sum(), 61)
-    torch.testing.assert_close(logits, model(tokens)[graded])
+    with FlopCounterMode(display=False) as some:
+        logits = model(tokens, graded)
+    with FlopCounterMode(display=False) as every:
+        all_logits = model(tokens)
+    torch.testing.assert_close(logits, all_logits[graded])
+    n_ungraded = int((~graded).sum())
+    assert every.get_total_flops() - some.get_total_flops() == 2 * n_ungraded * 12 * 61
+
+
+def test_attention_with_a_mask_of_its_own_is_the_same_written_out():
+    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)
+    visible = torch.rand(2, 1, 4, 9) < 0.5
+    visible[..., 0] = True  # each query sees something
+    both = [attention(q, k, v, visible, 0.0) for attention in (gpt.written_out_attention, gpt.fused_attention)]
+    torch.testing.assert_close(*both)
 
 
 def test_logits_equal_transformers_gpt2_with_the_same_random_weights():

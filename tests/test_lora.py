@@ -15,7 +15,7 @@ from model.lora import (
     merge,
     unmerge,
 )
-from run.checkpoint import load_adapter, load_model, sha256_of_base
+from run.checkpoint import load_adapter, load_model, save_adapter, sha256_of_base
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
@@ -123,6 +123,7 @@ def test_merging_twice_and_changing_a_merged_model_are_refused(model):
     for forbidden in (
         lambda: merge(model),
         lambda: activate(model, None),
+        lambda: sha256_of_base(model),
         lambda: apply_lora(model, r=3, alpha=7, dropout=0.0, name="another"),
     ):
         with pytest.raises(ValueError, match="merged"):
@@ -219,6 +220,27 @@ def test_a_wrong_base_a_wrong_rank_and_half_an_adapter_are_refused_by_name(train
         load_lora_state_dict(model, {})
     with pytest.raises(ValueError, match="only the adapter has stranger"):
         load_lora_state_dict(model, {**state, "stranger": torch.zeros(1)})
+    with pytest.raises(ValueError, match="no adapter named 'typo'"):
+        load_lora_state_dict(model, {}, "typo")
     state["blocks.1.mlp.up_proj.lora_A"] = torch.zeros(4, 12)
     with pytest.raises(ValueError, match=r"up_proj.lora_A is \(4, 12\) in the adapter, \(3, 12\) in the model"):
         load_lora_state_dict(model, state)
+
+
+def test_a_named_adapter_is_saved_and_loaded_under_its_name(model, tokens, tmp_path):
+    for name in ("sea", "land"):
+        apply_lora(model, r=2, alpha=4, dropout=0.0, targets=["q_proj", " down_proj"], name=name)
+        randomise(model, name)
+        (tmp_path / name).mkdir()
+        save_adapter(tmp_path / name, model, "base", name)
+    fresh = type(model)(model.config)
+    fresh.load_state_dict(base_state_dict(model))
+    for name in ("land", "sea"):
+        load_adapter(fresh, tmp_path / name, name)
+        activate(model, name)
+        assert torch.equal(fresh(tokens), model(tokens))
+    for name in ("train", "a.b", ""):
+        with pytest.raises(ValueError, match="cannot be named"):
+            apply_lora(fresh, r=2, alpha=4, dropout=0.0, name=name)
+    with pytest.raises(ValueError, match=r"got .'base'"):
+        apply_lora(fresh, r=2, alpha=4, dropout=0.0, targets=["base"], name="nested")

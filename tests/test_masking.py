@@ -13,8 +13,7 @@ from data.batches import Batches, collate, in_order
 from data.examples import Example, Instruction, from_instructions, from_text, instruction_example, render_prompt
 from data.tokenizer import load_tokenizer
 from model.generate import generate
-from run.checkpoint import load_model
-from run.checkpoint import load_tokenizer as load_run_tokenizer
+from run.checkpoint import load_model, tokenizer_of
 
 BYTES = load_tokenizer("bytes")
 
@@ -52,7 +51,7 @@ def test_text_is_graded_everywhere_and_each_token_once(text):
 
 def corrupt(monkeypatch, where):
     """Every target for which where(graded) is true becomes another token, in the batches that the script sees."""
-    plain = Batches.__getitem__
+    plain = Batches.of_step
 
     def corrupted(self, step):
         return [
@@ -60,7 +59,7 @@ def corrupt(monkeypatch, where):
             for inputs, targets, graded in plain(self, step)
         ]
 
-    monkeypatch.setattr(Batches, "__getitem__", corrupted)
+    monkeypatch.setattr(Batches, "of_step", corrupted)
 
 
 @pytest.mark.parametrize("method", ["sft", "lora_sft"])
@@ -85,7 +84,7 @@ def test_one_response_target_does_touch_the_loss(train, monkeypatch):
 def test_the_loss_in_the_scripts_is_cross_entropy_over_the_graded_tokens(train, instructions, base):
     """F.cross_entropy is the oracle; the step holds all examples, so their order does not matter."""
     _, run = train("sft", steps=1, batch_size=16)
-    examples, _ = from_instructions(instructions, load_run_tokenizer(base), 192, 0.1)
+    examples, _ = from_instructions(instructions, tokenizer_of(base), 192, 0.1)
     inputs, targets, graded = collate(examples)
     logits = load_model(base)(inputs)
     expected = F.cross_entropy(logits.transpose(1, 2), targets.masked_fill(~graded, -100), ignore_index=-100)
