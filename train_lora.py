@@ -71,9 +71,9 @@ def main(config: Config) -> dict:
     session.begin(model, batches)
 
     # 5. optimizer
+    # decayed are the matrices of linear layers: an embedding would shrink in every step without its token
     matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name not in ("wte.weight", "wpe.weight")}
-    the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings: no decay,
-    # which would shrink the row of a token at every step in which the token does not occur
+    the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
     warmup_steps = int(config.warmup * config.steps)

@@ -1,4 +1,4 @@
-"""The house stays a house: what imports what, how long a file is, what the README shows."""
+"""The house stays a house: what imports what, and what the README shows."""
 
 import ast
 import re
