@@ -75,6 +75,9 @@ class Instruction(NamedTuple):
     instruction: str  # what to do
     input: str  # what to do it with, often empty
     output: str  # the response
+    task: str = ""  # which task it is one of, where that is known
+    split: str = "instances"  # what is new in it, if it is a question to judge by
+    chance: float = 0.0  # of guessing the response
 
 
 def render_prompt(instruction: str, input: str = "") -> str:
@@ -89,6 +92,11 @@ def instruction_example(record: Instruction, tokenizer: tiktoken.Encoding) -> Ex
     response = [*tokenizer.encode_ordinary(" " + record.output), tokenizer.eot_token]
     graded = [False] * len(prompt) + [True] * len(response)
     return Example(np.array(prompt + response), np.array(graded))
+
+
+def graded_everywhere(examples: Sequence[Example]) -> list[Example]:
+    """The same examples without the mask: their prompts are graded too, as in pretraining."""
+    return [Example(tokens, np.ones(len(tokens), bool)) for tokens, _ in examples]
 
 
 def from_instructions(
@@ -162,4 +170,7 @@ def _record(where: str, record) -> Instruction:
         if not isinstance(value, str):
             found = f"is {json.dumps(value)[:40]}" if key in record else "is missing"
             raise Mistake(f'{where}: "{key}" {found}, expected a text')
-    return Instruction(**values)
+    also: dict[str, Any] = {
+        key: kind(record[key]) for key, kind in (("task", str), ("split", str), ("chance", float)) if key in record
+    }
+    return Instruction(**values, **also)

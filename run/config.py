@@ -43,14 +43,16 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
     for field in dataclasses.fields(Config):
         required = field.default is dataclasses.MISSING
         default = "" if required or field.default == "" else f" (default: {field.default})"
+        value: dict[str, Any] = {"type": field.type, "metavar": field.name.strip("_").split("_")[-1].upper()}
+        if field.type is bool:
+            value, default = {"action": "store_true"}, ""
         parser.add_argument(
             flag(field.name),
             dest=field.name,
-            type=field.type,
             required=required,
             default=argparse.SUPPRESS,  # so that what is parsed is what was given
-            metavar=field.name.strip("_").split("_")[-1].upper(),
             help=(help_texts[field.name] + default).replace("%", "%%"),
+            **value,
         )
     given = vars(parser.parse_args())
     any_character()
@@ -82,13 +84,15 @@ def check(config: Any) -> Any:
     """Returns the config. Raises a Mistake for a number out of its range, and for flags that do not go together."""
     for name, value in vars(config).items():
         low, high = RANGES.get(name, (0, math.inf))
-        fits = isinstance(value, str) or (low <= value <= high if name in RANGES else 0 < value < math.inf)
+        fits = isinstance(value, str | bool) or (low <= value <= high if name in RANGES else 0 < value < math.inf)
         if not fits:
             expected = f"from {low} to {high}" if name in RANGES else "above 0"
             raise Mistake(f"{flag(name)} must be {expected}, got {value}")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     if defaults.get("text") == defaults.get("instructions") == "" and bool(config.text) == bool(config.instructions):
         raise Mistake("give either --text or --instructions")
+    if getattr(config, "grade_prompt", False) and not config.instructions:
+        raise Mistake("--grade-prompt is for --instructions: every token of a --text is graded anyway")
     unknown = {target.strip() for target in getattr(config, "targets", TARGETS[0]).split(",")} - set(TARGETS)
     if unknown:
         raise Mistake(f"--targets must be among {', '.join(TARGETS)}; got {sorted(unknown)}")
