@@ -25,6 +25,7 @@ from run.session import Session
 class Config:
     text: str = ""  # file to learn from: plain text in UTF-8; either this or the next
     instructions: str = ""  # file to learn from: .json or .jsonl records of instruction, input (optional) and output
+    grade_prompt: bool = False  # grade the prompts of instructions too, as pretraining would
     out: str  # folder to write the run to
     init_from: str  # run to start from
     r: int = 8  # LoRA's rank
@@ -59,6 +60,7 @@ def main(config: Config) -> dict:
     else:
         # graded: the response and its end-of-text
         train, held_out = examples.from_instructions(config.instructions, tokenizer, config.block_size, config.held_out)
+        train = examples.graded_everywhere(train) if config.grade_prompt else train
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed)
 
     # 3. model

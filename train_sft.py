@@ -23,6 +23,7 @@ from run.session import Session
 @dataclass(kw_only=True)
 class Config:
     instructions: str  # file to learn from: .json or .jsonl records of instruction, input (optional) and output
+    grade_prompt: bool = False  # grade the prompts of instructions too, as pretraining would
     out: str  # folder to write the run to
     init_from: str  # run to start from
     block_size: int = 128  # tokens a row at most; the model must be able to read as many
@@ -30,7 +31,7 @@ class Config:
     batch_size: int = 32  # rows a micro-batch
     micro_batches: int = 1  # micro-batches a step, one after another, for less memory: their gradients add up
     steps: int = 1000  # optimizer steps
-    learning_rate: float = 1e-3  # AdamW's, at its peak
+    learning_rate: float = 3e-4  # AdamW's, at its peak
     warmup: float = 0.05  # share of the steps in which it rises to the peak; then a cosine takes it down to 0
     weight_decay: float = 0.1  # AdamW's, for the matrices of linear layers only
     max_grad_norm: float = 1.0  # gradients longer than this are scaled down to it
@@ -49,6 +50,7 @@ def main(config: Config) -> dict:
     tokenizer = checkpoint.tokenizer_of(config.init_from)
     # graded: the response and its end-of-text
     train, held_out = examples.from_instructions(config.instructions, tokenizer, config.block_size, config.held_out)
+    train = examples.graded_everywhere(train) if config.grade_prompt else train
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed)
 
     # 3. model

@@ -162,17 +162,17 @@ def test_end_of_text_written_by_a_user_is_plain_text(tmp_path):
 def test_sft_with_the_prompt_graded_too_is_the_language_model_loss(train, instructions, monkeypatch):
     """Pretraining is SFT with a mask of ones: on the same rows, loss and gradients are bit-equal."""
     import train_pretrain
-    import train_sft
 
     def all_graded(*args):
         parts = from_instructions(*args)
         return [[Example(tokens, np.ones(len(tokens), bool)) for tokens, _ in part] for part in parts]
 
-    monkeypatch.setattr(train_sft.examples, "from_instructions", all_graded)
     monkeypatch.setattr(train_pretrain.examples, "from_text", all_graded)
     settings = {"learning_rate": 1e-3, "steps": 4}
-    _, sft = train("sft", **settings)
+    _, sft = train("sft", grade_prompt=True, **settings)
+    _, lora = train("lora_sft", grade_prompt=True, steps=1)
     _, pretraining = train("pretrain", text=instructions, **settings)
     assert metrics(sft, "loss") == metrics(pretraining, "loss")
     assert metrics(sft, "grad_norm") == metrics(pretraining, "grad_norm")
+    assert metrics(lora, "graded_tokens") == metrics(pretraining, "graded_tokens")[:1]
     assert all(torch.equal(tensor, weights(sft)[name]) for name, tensor in weights(pretraining).items())

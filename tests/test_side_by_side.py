@@ -15,7 +15,7 @@ BUDGETS = {(PRETRAIN, SFT): 30, (SFT, LORA): 24}
 # What a changed line may be about. A line that none of these explains is noise, and fails the test.
 CONCEPTS = {
     "which method it is": r"Pretraining:|\(SFT\):|^LoRA:|^python train_\w+\.py ",
-    "what is graded": r"^# graded: |from_text|from_instructions|^(text|instructions): str|^(if config\.text|else):$",
+    "what is graded": r"^# graded: |from_te|from_in|grade_prompt|^(text|instructions): str|^(if config\.text|else):$",
     "where it starts": r"init_from|\bGPT|load_tokenizer|^(tokenizer|n_layer|n_head|n_embd): |^shape = |^else:$",
     "what learns": r"apply_lora|requires_grad_\(True\)|^(r|alpha|lora_dropout|targets): ",
     "how fast": r"^(learning_rate|weight_decay): float = [\de.-]+ # AdamW's",
