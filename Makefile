@@ -1,12 +1,11 @@
-# make compare TEXT=a.txt DOMAIN=b.txt INSTRUCTIONS=c.json     make test     make clean
+# make compare     make compare FLAGS="--seeds 3"     make test     make base     make clean
 PYTHON ?= python3
-OUT ?= runs/compare
+FLAGS ?=
 VENV := .venv/bin/python
 INSTALL := $(VENV) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 compare: .venv/run
-	$(VENV) compare.py $(if $(TEXT),--text "$(TEXT)") $(if $(DOMAIN),--domain "$(DOMAIN)") \
-		$(if $(INSTRUCTIONS),--instructions "$(INSTRUCTIONS)") --out "$(OUT)"
+	$(VENV) compare.py $(FLAGS)
 
 test: .venv/dev
 	$(VENV) -m ruff check .
@@ -14,9 +13,17 @@ test: .venv/dev
 	$(VENV) -m mypy .
 	$(VENV) -m pytest --quiet
 
+# the base model of data/builtin, trained anew into runs/base: an hour or so on two cores
+PRETRAIN := $(VENV) train_pretrain.py --block-size 256 --batch-size 8 --eval-every 1000
+base: .venv/run
+	$(VENV) -m data.world --out runs/world-1 --documents 600000 --seed 1 --mixture first
+	$(VENV) -m data.world --out runs/world-2 --documents 200000 --seed 2 --mixture last
+	$(PRETRAIN) --text runs/world-1/base.txt --tokenizer data/builtin/tokenizer.tiktoken --steps 32000 --out runs/base-1
+	$(PRETRAIN) --text runs/world-2/base.txt --init-from runs/base-1 --steps 6000 --learning-rate 1e-3 --out runs/base
+
 .venv/run: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -r requirements.txt
+	$(INSTALL) -r requirements.txt matplotlib
 	touch $@
 
 .venv/dev: .venv/run requirements-dev.txt
@@ -26,4 +33,4 @@ test: .venv/dev
 clean:
 	rm -rf .venv .*_cache
 
-.PHONY: compare test clean
+.PHONY: compare test base clean

@@ -26,7 +26,9 @@ def imports(path):
 @pytest.mark.parametrize("path", RUNTIME, ids=lambda path: str(path.relative_to(ROOT)))
 def test_runtime_code_imports_four_packages_and_the_standard_library(path):
     ours = {"model", "data", "run", *SCRIPTS}
-    assert set(imports(path)) <= {"torch", "tiktoken", "numpy", "tqdm"} | ours | set(sys.stdlib_module_names)
+    where_it_is = {"matplotlib"} if path.name == "plot.py" else set()  # without it, a sentence: test_compare.py
+    four = {"torch", "tiktoken", "numpy", "tqdm"}
+    assert set(imports(path)) <= four | ours | where_it_is | set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("room, closed", [("model", {"data", "run", *SCRIPTS}), ("data", SCRIPTS), ("run", SCRIPTS)])

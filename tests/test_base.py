@@ -1,0 +1,66 @@
+"""The base model that ships: what its card says of it, measured again."""
+
+import re
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from data import world
+from data.examples import from_text
+from evaluate import first_lines, perplexity, token_nll
+from run.checkpoint import load_model, tokenizer_of
+
+BASE = Path(__file__).parent.parent / "data" / "builtin" / "base"
+CARD = (BASE / "README.md").read_text(encoding="utf-8")
+MODEL, TOKENIZER = load_model(BASE), tokenizer_of(BASE)
+
+
+def of_the_card(pattern):
+    return float(re.search(pattern.replace("#", r"([\d.]+)"), CARD)[1])
+
+
+def test_it_is_small_enough_to_ship():
+    assert sum(path.stat().st_size for path in BASE.iterdir()) < 8e6
+    assert all(weight.dtype == torch.float32 for weight in MODEL.state_dict().values())
+
+
+def test_it_has_the_perplexity_of_its_card():
+    _, held_out = from_text(BASE.parent / "base.txt", TOKENIZER, 256, 0.1)
+    assert abs(perplexity(token_nll(MODEL, held_out, 32)) - of_the_card("perplexity \\*\\*#\\*\\*")) < 0.01
+
+
+def probes(kind, rng):
+    """Endless (prompt, how it must go on), in the base's own format, of things that it has never read."""
+    tasks = [task for task in world.TASKS if task.kind == kind]
+    while True:
+        task = rng.choice(tasks)
+        if kind == "fact":
+            text, question = "### Lesson:", world.fact_question(rng, task.name, list)
+        else:
+            told, rows = world.story(rng, list)
+            text, question = f"### Story: {told}", world.story_question(rng, task.name, rows)
+        if question:
+            yield f"{text} Child: {world.asked(rng, task, question)} Teacher:", question.output
+
+
+def copies(rng):
+    while True:
+        words = " ".join(world.word_list(rng, list))
+        yield f"### List: {words}. Again:", words
+
+
+@pytest.mark.parametrize(
+    "what, least, make", [
+        ("copies a list that it has seen once", 0.95, copies),
+        ("states its facts", 0.95, lambda rng: probes("fact", rng)),
+        ("answers by looking back in a story", 0.80, lambda rng: probes("story", rng)),
+    ],
+)  # fmt: skip
+def test_it_can_do_what_its_card_says(what, least, make):
+    source = make(Random(2))
+    asked = [next(source) for _ in range(400)]
+    said = first_lines(MODEL, TOKENIZER, [prompt for prompt, _ in asked], 10)
+    share = sum(line.startswith(f"{answer}.") for line, (_, answer) in zip(said, asked, strict=True)) / len(asked)
+    assert share >= least and abs(100 * share - of_the_card(f"{what}: #")) < 1.5
