@@ -1,99 +1,178 @@
-"""The four cells of finetuning from one base, judged by the same yardsticks, in one table.
+"""The ways of finetuning from one base, judged by the same yardsticks: one table, and each claim about them a number.
 
-    python compare.py --text FILE --domain FILE --instructions FILE
+    python compare.py            the built-in world, from the base model that ships with it
+    python compare.py --quick    the same with fewer steps and questions, in under a minute
+    python compare.py --base RUN --text FILE --domain FILE --instructions FILE --questions FILE      one's own
 
-A base is pretrained on the text. From it start, on the same data in the same order, continued pretraining and LoRA on
-the domain, SFT and LoRA on the instructions. Each is a call of a script's main(config), in a process of its own, so
-that its peak memory is its own.
+Each method is a call of a script's main(config), on the same data in the same order, in a process of its own, so that
+its peak memory is its own. claims.py reads what was measured and says what it shows.
 """
 
+import dataclasses
 import json
+import math
 import multiprocessing
+import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import claims
 import train_lora
 import train_pretrain
 import train_sft
-from data import examples, tokenizer
-from data.text import read_text
-from evaluate import exact_match, perplexity, token_nll
-from run.checkpoint import load_run
+from data.examples import from_text, instruction_example, read_instructions, render_prompt
+from evaluate import SPLITS, Yardsticks, judge
+from evidence import Cell, gather, pretraining
+from model.generate import generate
+from model.gpt import GPT
+from run import checkpoint, plot
 from run.config import Mistake, any_character, check, command_line
 from run.session import choose_device
 
 
 @dataclass(kw_only=True)
 class Config:
-    text: str  # plain text that the base learns from
-    domain: str  # plain text of another kind, for continued pretraining and LoRA
-    instructions: str  # .json or .jsonl instructions, for SFT and LoRA-SFT
-    out: str = "runs/compare"  # folder to write the runs and results.json to
-    vocab_size: int = 1024  # tokens of the BPE that is trained on the text
-    n_layer: int = 4  # blocks of the base
-    n_head: int = 4  # attention heads a block
-    n_embd: int = 128  # channels
-    block_size: int = 128  # tokens a row at most
+    base: str = "data/builtin/base"  # run folder of the base model
+    text: str = "data/builtin/base.txt"  # plain text that the base has learned from
+    domain: str = "data/builtin/domain.txt"  # plain text of another kind, for continued pretraining and LoRA
+    instructions: str = "data/builtin/instructions.json"  # instructions, for SFT and LoRA-SFT
+    questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above
+    out: str = "runs/compare"  # folder to write the runs, results.json, results.md and the plots to
+    quick: bool = False  # a sixth of the steps on the domain, a tenth on the instructions, a quarter of the questions
+    seeds: int = 1  # how many times all of it is done: means and 95 % intervals
+    seed: int = 0  # the first seed, of the order of the data and of new weights
+    block_size: int = 256  # tokens a row at most
     batch_size: int = 32  # rows a step
-    base_steps: int = 600  # optimizer steps of the base
-    steps: int = 250  # optimizer steps of each method
-    base_learning_rate: float = 2e-3  # AdamW's, at its peak, for the base
-    learning_rate: float = 1e-3  # the same for continued pretraining and SFT
-    lora_learning_rate: float = 4e-3  # the same for LoRA: its B starts at 0 and takes larger steps
-    r: int = 8  # LoRA's rank
-    held_out: float = 0.1  # share of each file that is not learned from, but judged by
-    seed: int = 0  # of the weights and the order of the data
+    domain_steps: int = 40  # optimizer steps on the domain
+    steps: int = 600  # optimizer steps on the instructions
+    learning_rate: float = 1e-3  # continued pretraining's, at its peak; this and the next three by sweep.py
+    lora_learning_rate: float = 4e-3  # LoRA's on the domain
+    sft_learning_rate: float = 3e-4  # SFT's
+    lora_sft_learning_rate: float = 4e-3  # LoRA-SFT's
+    r: int = 6  # LoRA's rank
+    held_out: float = 0.1  # share of each text that is not learned from, but judged by
     device: str = "auto"  # cuda, mps, cpu, or auto
 
 
 def main(config: Config) -> dict[str, Any]:
     check(config)
     out, device, started = Path(config.out), choose_device(config.device), time.perf_counter()
-    if (out / "results.json").exists() or (out / "base").exists():
+    if (out / "results.json").exists() or (out / "seed-0").exists():
         raise Mistake(f"{out} holds a comparison already: give another --out, or delete it")
-
-    # the yardsticks: the held-out part of each file; a file that cannot be used is found here, before any training
+    if config.quick:
+        config = dataclasses.replace(config, domain_steps=config.domain_steps // 6, steps=config.steps // 10)
+    yardsticks = yardsticks_of(config, device)
     out.mkdir(parents=True, exist_ok=True)
-    base, vocabulary = str(out / "base"), str(out / "tokenizer.tiktoken")
-    tokenizer.save_tokenizer(tokenizer.train_bpe(read_text(config.text), config.vocab_size), vocabulary)
-    rows_of = (tokenizer.load_tokenizer(vocabulary), config.block_size, config.held_out)
-    _, text = examples.from_text(config.text, *rows_of)
-    _, domain = examples.from_text(config.domain, *rows_of)
-    _, instructions = examples.from_instructions(config.instructions, *rows_of)
 
-    same = {key: getattr(config, key) for key in ("block_size", "batch_size", "held_out", "seed", "device")}
-    new = {"tokenizer": vocabulary, "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
-    new |= {"steps": config.base_steps, "eval_every": config.base_steps, "learning_rate": config.base_learning_rate}
-    full = {"init_from": base, "steps": config.steps, "eval_every": config.steps, "learning_rate": config.learning_rate}
-    lora = {**full, "learning_rate": config.lora_learning_rate, "r": config.r}
-    methods: list[tuple[str, str, Any, dict[str, Any]]] = [
-        ("base", "base", train_pretrain, {"text": config.text, **new}),
-        ("continued pretraining", "continued", train_pretrain, {"text": config.domain, **full}),
-        ("LoRA on the domain", "lora", train_lora, {"text": config.domain, **lora}),
-        ("SFT", "sft", train_sft, {"instructions": config.instructions, **full}),
-        ("LoRA-SFT", "lora-sft", train_lora, {"instructions": config.instructions, **lora}),
-    ]
-    rows = []
-    for method, name, script, settings in methods:
-        print(f"\n{method}")
-        run = str(out / name)
-        costs = in_own_process(script.main, script.Config(out=run, **same, **settings))
-        model, encoding = load_run("", run, device) if script is train_lora else load_run(run, "", device)
-        yardsticks = {
-            "base_ppl": perplexity(token_nll(model, text, config.batch_size)),
-            "domain_ppl": perplexity(token_nll(model, domain, config.batch_size)),
-            "response_nll": token_nll(model, instructions, config.batch_size),
-            "exact_match": exact_match(model, encoding, instructions, config.batch_size),
-        }
-        rows.append({"method": method, **costs, **yardsticks})
-
-    results = {"device": str(device), "seconds": time.perf_counter() - started, "seeds": [config.seed], "rows": rows}
+    runs = [one_seed(config, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]
+    results: dict[str, Any] = {
+        "device": str(device),
+        "seconds": time.perf_counter() - started,
+        "seeds": seeds_of(config),
+        "quick": config.quick,
+        "rows": [averaged([run["rows"][i] for run in runs]) for i in range(len(runs[0]["rows"]))],
+        "claims": claims.ledger([run["evidence"] for run in runs]),
+        "samples": runs[0]["samples"],
+        "evidence": [run["evidence"] for run in runs],
+    }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{table(rows)}\n\n{LEGEND}\n{results['seconds']:.0f} s on {device}; all of it is in {out}.")
+    report = f"{table(results['rows'])}\n\n{legend(results)}\n\n{claims.report(results['claims'])}\n"
+    (out / "samples.md").write_text(samples_report(results["samples"]), encoding="utf-8")
+    (out / "results.md").write_text(report, encoding="utf-8")
+    print(
+        f"\n{report}\n{plot.comparison(results, out)}\n{results['seconds']:.0f} s on {device}; all of it is in {out}."
+    )
     return results
+
+
+def seeds_of(config: Config) -> list[int]:
+    return list(range(config.seed, config.seed + config.seeds))
+
+
+def yardsticks_of(config: Config, device: torch.device) -> Yardsticks:
+    """Reads everything there is to judge by: what cannot be used is found here, before any training."""
+    tokenizer = checkpoint.tokenizer_of(config.base)
+    checkpoint.load_model(config.base, config.block_size)
+    few = slice(0, 32 if config.quick else 128)  # rows of a text
+    parts = [from_text(path, tokenizer, config.block_size, config.held_out)[1] for path in (config.text, config.domain)]
+    text, domain = ([rows[i] for i in range(len(rows))[few]] for rows in parts)
+    questions = read_instructions(config.questions)
+    trained_on = {(one.instruction, one.input) for one in read_instructions(config.instructions)}
+    leaked = sum((one.instruction, one.input) in trained_on for one in questions)
+    if not questions or leaked:
+        found = f"{leaked} questions that {config.instructions} trains on" if leaked else "no question"
+        raise Mistake(f"{config.questions} holds {found}: it must hold questions that are new")
+    longest = max(len(instruction_example(one, tokenizer).tokens) for one in questions)
+    if longest > config.block_size + 1:
+        raise Mistake(f"{config.questions} has a question of {longest} tokens, beyond --block-size {config.block_size}")
+    few_questions = questions[:: 4 if config.quick else 1]
+    return Yardsticks(text, domain, few_questions, tokenizer, config.batch_size, device)
+
+
+# ---- one seed: every method, then what the claims ask for ----------------------------------------------------------
+
+
+def cells(config: Config, folder: Path, seed: int) -> list[Cell]:
+    """The methods, on the same data in the same order: four ways of finetuning, and two controls."""
+    same = {key: getattr(config, key) for key in ("block_size", "batch_size", "held_out", "device")} | {"seed": seed}
+    from_base = {**same, "init_from": config.base, "eval_every": 200}
+    domain = {**from_base, "text": config.domain, "steps": config.domain_steps}
+    sft = {**from_base, "instructions": config.instructions, "steps": config.steps}
+    sft["learning_rate"] = config.sft_learning_rate
+    methods = [
+        ("continued pretraining", train_pretrain, {**domain, "learning_rate": config.learning_rate}),
+        ("LoRA on the domain", train_lora, {**domain, "learning_rate": config.lora_learning_rate, "r": config.r}),
+        ("SFT", train_sft, sft),
+        ("LoRA-SFT", train_lora, {**sft, "learning_rate": config.lora_sft_learning_rate, "r": config.r}),
+        ("SFT, prompt graded", train_sft, {**sft, "grade_prompt": True}),
+        ("SFT, random weights", train_sft, {**sft, "init_from": str(folder / "random-base")}),
+    ]
+    return [
+        Cell(method, script, settings, str(folder / method.lower().replace(",", "").replace(" ", "-")))
+        for method, script, settings in methods
+    ]
+
+
+def one_seed(config: Config, folder: Path, seed: int, y: Yardsticks) -> dict[str, Any]:
+    """The rows of the table, what each model says, and the evidence for the claims."""
+    base = checkpoint.load_model(config.base).to(y.device)
+    torch.manual_seed(seed)
+    (folder / "random-base").mkdir(parents=True)
+    checkpoint.save_model(folder / "random-base", GPT(base.config), y.tokenizer)
+    rows = {"base": {"method": "base", **costs_of_base(config.base, base), **judge(base, y)}}
+    said = {"base": samples(base, y)}
+    methods = {cell.method: cell for cell in cells(config, folder, seed)}
+    for method, cell in methods.items():
+        print(f"\n{method}")
+        costs = in_own_process(cell.script.main, cell.script.Config(out=cell.out, **cell.settings))
+        model = checkpoint.load_trained(cell.out, y.device)
+        rows[method] = {"method": method, **costs, **judge(model, y)}
+        said[method] = samples(model, y)
+    print("\nshorter trainings, for the curves")
+    return {"rows": list(rows.values()), "samples": said, "evidence": gather(config.base, base, methods, rows, seed, y)}
+
+
+def samples(model: GPT, y: Yardsticks) -> list[dict[str, str]]:
+    """What the model writes after the first held-out words of either text, and after one question of three splits."""
+    prompts = [y.tokenizer.decode(rows[0].prompt()) for rows in (y.text, y.domain)]
+    for split in ("instances", "facts", "tasks"):
+        prompts += [render_prompt(one.instruction, one.input) for one in y.of_split(split)[:1]]
+    new = generate(model, [y.tokenizer.encode_ordinary(one) for one in prompts], 24, y.tokenizer.eot_token)
+    return [{"prompt": one, "answer": y.tokenizer.decode(answer)} for one, answer in zip(prompts, new, strict=True)]
+
+
+def samples_report(said: dict[str, list[dict[str, str]]]) -> str:
+    """Prompt by prompt, what each method writes."""
+    parts = []
+    for i, sample in enumerate(said["base"]):
+        lines = [f"{method:>21} |{of_method[i]['answer']}" for method, of_method in said.items()]
+        parts.append("\n".join([sample["prompt"], *[line.replace("\n", "\n" + " " * 22 + "|") for line in lines]]))
+    return "\n\n".join(f"```\n{part}\n```" for part in parts) + "\n"
 
 
 def in_own_process(main: Any, config: Any) -> dict[str, Any]:
@@ -102,30 +181,79 @@ def in_own_process(main: Any, config: Any) -> dict[str, Any]:
         return pool.submit(main, config).result()
 
 
+def costs_of_base(folder: str, base: GPT) -> dict[str, Any]:
+    """What pretraining the base took, as far as its run folder tells."""
+    total = sum(parameter.numel() for parameter in base.parameters())
+    size, seconds = Path(folder, "model.pt").stat().st_size, pretraining(folder)[1]
+    return {"trainable": total, "total": total, "seconds": seconds, "peak_mb": None, "checkpoint_bytes": size}
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+T_975 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t by degrees of freedom
+
+
+def averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One method's rows of all seeds as one: means, and beside a mean x its 95 % interval, as x_interval."""
+    first, merged = rows[0], {}
+    for key, value in first.items():
+        values = [row[key] for row in rows]
+        if isinstance(value, dict):
+            merged[key] = averaged(values)
+        elif isinstance(value, float) and len(rows) > 1:
+            merged[key] = statistics.mean(values)
+            t = T_975[min(len(rows) - 1, len(T_975) - 1)]
+            merged[f"{key}_interval"] = t * statistics.stdev(values) / math.sqrt(len(rows))
+        else:
+            merged[key] = value
+    return merged
+
+
 COLUMNS = {  # heading of the table: key in results.json, format
     "method": ("method", "{}"),
     "learns": ("trainable", "{:,}"),
     "seconds": ("seconds", "{:.0f}"),
     "peak MB": ("peak_mb", "{:.0f}"),
     "checkpoint": ("checkpoint_bytes", "{:,}"),
-    "base ppl": ("base_ppl", "{:.1f}"),
-    "domain ppl": ("domain_ppl", "{:.1f}"),
+    "base ppl": ("base_ppl", "{:.2f}"),
+    "domain ppl": ("domain_ppl", "{:.2f}"),
     "response NLL": ("response_nll", "{:.3f}"),
-    "exact match": ("exact_match", "{:.1%}"),
 }
-LEGEND = """learns: parameters; peak MB: the most memory the process held; checkpoint: bytes. The rest: held-out data.
-base ppl: perplexity a token of the base's text (what is forgotten); domain ppl: of the domain (what is learned);
-response NLL: nats a token of the responses; exact match: of greedy answers with them. One seed."""
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown; a dash stands for what this system cannot measure."""
-    cells = [list(COLUMNS)]
+    """The rows in Markdown; a dash stands for what this system cannot measure, ± for a 95 % interval."""
+    cells = [[*COLUMNS, *SPLITS]]
     for row in rows:
-        cells.append(["–" if row[key] is None else form.format(row[key]) for key, form in COLUMNS.values()])
+        line = [cell(row, key, form) for key, form in COLUMNS.values()]
+        cells.append(line + [cell(row["exact_match"][split], "value", "{:.1%}") for split in SPLITS])
+    guessed = [cell(rows[0]["exact_match"][split], "chance", "{:.1%}") for split in SPLITS]
+    cells.append(["by chance", *["–"] * (len(COLUMNS) - 1), *guessed])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * (width - 1) + ":" for width in widths])
     return "\n".join(f"| {' | '.join(map(str.rjust, line, widths))} |" for line in cells)
+
+
+def cell(row: dict[str, Any], key: str, form: str) -> str:
+    if row[key] is None:
+        return "–"
+    interval = row.get(f"{key}_interval")
+    exact = interval is None or key in ("seconds", "peak_mb")
+    return form.format(row[key]) + ("" if exact else f" ± {form.format(interval)}")
+
+
+def legend(results: dict[str, Any]) -> str:
+    n = {split: share["n"] for split, share in results["rows"][0]["exact_match"].items()}
+    seeds = len(results["seeds"])
+    return (
+        "learns: parameters; peak MB: the most memory the process held; checkpoint: bytes. The rest: held-out data.\n"
+        "base ppl: perplexity a token of the base's text (what is forgotten); domain ppl: of the domain (what is\n"
+        "learned); response NLL: nats a token of the responses to new instances; then exact match of greedy answers, "
+        + ", ".join(f"{count} {split}" for split, count in n.items())
+        + ".\n"
+        + ("One seed: no intervals." if seeds == 1 else f"Means of {seeds} seeds, ± 95 % intervals.")
+        + (" Quick: a few steps and questions, so the numbers are small and rough." if results["quick"] else "")
+    )
 
 
 if __name__ == "__main__":

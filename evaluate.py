@@ -7,12 +7,13 @@ python evaluate.py --from RUN --adapter RUN --instructions FILE
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import tiktoken
 import torch
 
 from data.batches import in_order
-from data.examples import Example, from_instructions, from_text
+from data.examples import Example, Instruction, from_instructions, from_text, instruction_example, render_prompt
 from model.generate import generate
 from model.gpt import GPT
 from run.checkpoint import load_run
@@ -45,22 +46,97 @@ def perplexity(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
 
 
-def exact_match(model: GPT, tokenizer: tiktoken.Encoding, examples: Sequence[Example], batch_size: int) -> float:
-    """The share of examples whose greedy answer, white space at its ends aside, is the response, to the letter.
+def answered_right(
+    model: GPT, tokenizer: tiktoken.Encoding, examples: Sequence[Example], batch_size: int = 64
+) -> list[bool]:
+    """Whether the greedy answer to each example, white space at its ends aside, is the response, to the letter.
 
     An example that was cut to fit the block has no whole response to compare with, and counts as a miss.
     """
-    hits = 0
+    responses = [tokens[graded].tolist() for tokens, graded in examples]
+    right = [False] * len(examples)
+    shortest_first = sorted(range(len(examples)), key=lambda i: len(responses[i]))  # a batch stops at its longest
     for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
-        responses = [tokens[graded].tolist() for tokens, graded in batch]
-        longest = max(len(response) for response in responses)
-        answers = generate(model, [example.prompt() for example in batch], longest, stop=tokenizer.eot_token)
-        for answer, response in zip(answers, responses, strict=True):
-            *words, end = response
+        batch = shortest_first[start : start + batch_size]
+        longest = len(responses[batch[-1]])
+        answers = generate(model, [examples[i].prompt() for i in batch], longest, stop=tokenizer.eot_token)
+        for i, answer in zip(batch, answers, strict=True):
+            *words, end = responses[i]
             whole = end == tokenizer.eot_token
-            hits += whole and tokenizer.decode(answer).strip() == tokenizer.decode(words).strip()
-    return hits / len(examples)
+            right[i] = whole and tokenizer.decode(answer).strip() == tokenizer.decode(words).strip()
+    return right
+
+
+def exact_match(model: GPT, tokenizer: tiktoken.Encoding, examples: Sequence[Example], batch_size: int) -> float:
+    """The share of examples that are answered right."""
+    return sum(answered_right(model, tokenizer, examples, batch_size)) / len(examples)
+
+
+def with_examples(question: Instruction, shown: Sequence[Instruction]) -> str:
+    """A prompt for in-context learning (Brown et al. 2020): solved examples, then the question, a line between them."""
+    solved = [f"{render_prompt(one.instruction, one.input)} {one.output}\n" for one in shown]
+    return "".join(solved) + render_prompt(question.instruction, question.input)
+
+
+def first_lines(
+    model: GPT, tokenizer: tiktoken.Encoding, prompts: Sequence[str], max_new_tokens: int = 8, batch_size: int = 64
+) -> list[str]:
+    """What the model says after each prompt, up to the end of the line or of the text: this judges a base model too,
+    which has not been taught to stop."""
+    lines = []
+    for start in range(0, len(prompts), batch_size):
+        batch = [tokenizer.encode_ordinary(prompt) for prompt in prompts[start : start + batch_size]]
+        for answer in generate(model, batch, max_new_tokens, stop=tokenizer.eot_token):
+            lines.append(tokenizer.decode(answer).strip(" ").split("\n")[0].strip())
+    return lines
+
+
+# ---- one model, by every yardstick ---------------------------------------------------------------------------------
+
+SPLITS = ("instances", "phrasings", "entities", "facts", "tasks")  # what can be new in a question
+
+
+class Yardsticks(NamedTuple):
+    """What every model of a comparison is judged by: held-out rows of both texts, and questions never trained on."""
+
+    text: Sequence[Example]
+    domain: Sequence[Example]
+    questions: Sequence[Instruction]
+    tokenizer: tiktoken.Encoding
+    batch_size: int
+    device: torch.device
+
+    def of_split(self, split: str) -> list[Instruction]:
+        return [question for question in self.questions if question.split == split]
+
+
+def judge(model: GPT, y: Yardsticks) -> dict[str, Any]:
+    """Both perplexities, the NLL of responses to new instances, and exact match by split and by task."""
+    new_instances = [instruction_example(one, y.tokenizer) for one in y.of_split("instances") or y.questions]
+    return judge_texts(model, y) | {
+        "response_nll": token_nll(model, new_instances, y.batch_size),
+        "exact_match": {split: judge_answers(model, y, split) for split in SPLITS},
+    }
+
+
+def judge_texts(model: GPT, y: Yardsticks) -> dict[str, float]:
+    """The perplexity of the base's own text and of the domain."""
+    texts = {"base_ppl": y.text, "domain_ppl": y.domain}
+    return {key: perplexity(token_nll(model, rows, y.batch_size)) for key, rows in texts.items()}
+
+
+def judge_answers(model: GPT, y: Yardsticks, split: str) -> dict[str, Any]:
+    """The share of a split's questions answered right, of how many, and what guessing would give; the same by task."""
+    questions = y.of_split(split)
+    right = answered_right(model, y.tokenizer, [instruction_example(one, y.tokenizer) for one in questions])
+
+    def share(task: str = "") -> dict[str, Any]:
+        hits = [(hit, one.chance) for hit, one in zip(right, questions, strict=True) if not task or one.task == task]
+        n = len(hits)
+        value, chance = (sum(column) / n for column in zip(*hits, strict=True)) if n else (None, None)
+        return {"value": value, "n": n, "chance": chance}
+
+    return {**share(), "by_task": {task: share(task) for task in sorted({one.task for one in questions} - {""})}}
 
 
 @dataclass(kw_only=True)

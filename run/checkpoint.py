@@ -105,6 +105,12 @@ def load_run(folder: str, adapter: str, device: torch.device) -> tuple[GPT, tikt
     return model.to(device), tokenizer_of(base)
 
 
+def load_trained(folder: str | Path, device: torch.device) -> GPT:
+    """What a run has trained: its model, or its adapter on its base."""
+    is_adapter = Path(folder, "adapter.pt").is_file()
+    return load_run("" if is_adapter else str(folder), str(folder) if is_adapter else "", device)[0]
+
+
 def sha256_of_base(model: GPT) -> str:
     """A fingerprint of every base weight, its name and its bits; adapters do not count."""
     refuse_if_merged(model)

@@ -5,10 +5,12 @@ import io
 import pytest
 import torch
 
+import compare
 import evaluate
 import sample
+import sweep
 from data import tokenizer
-from data.examples import from_instructions, from_text, render_prompt
+from data.examples import Instruction, from_instructions, from_text, read_instructions, render_prompt
 from run.checkpoint import load_model, save_model, tokenizer_of
 
 
@@ -80,3 +82,28 @@ def test_a_save_that_breaks_off_leaves_the_old_file(base, tmp_path, monkeypatch)
     with pytest.raises(OSError, match="no space"):
         save_model(tmp_path, model, tokenizer_of(base))
     assert (tmp_path / "model.pt").read_bytes() == before
+
+
+def test_sweep_judges_by_questions_of_its_own():
+    settings = compare.Config()
+    known = {
+        (one.instruction, one.input)
+        for file in (settings.instructions, settings.questions)
+        for one in read_instructions(file)
+    }
+    new = sweep.new_questions(settings)
+    assert len(new) > 500 and {one.split for one in new} == set(evaluate.SPLITS)
+    assert not known & {(one.instruction, one.input) for one in new}
+
+
+def test_examples_in_the_prompt_are_written_as_the_model_would_have_answered_them():
+    shown, question = Instruction("Repeat it.", "sea", "sea"), Instruction("Repeat it.", "ship", "ship")
+    prompt = evaluate.with_examples(question, [shown])
+    assert prompt == render_prompt("Repeat it.", "sea") + " sea\n" + render_prompt("Repeat it.", "ship")
+    assert evaluate.with_examples(question, []) == render_prompt("Repeat it.", "ship")
+
+
+def test_first_lines_end_where_the_line_does(base):
+    model, tokenizer = load_model(base), tokenizer_of(base)
+    said = evaluate.first_lines(model, tokenizer, ["the old ship", "a calm sea"], 30, batch_size=1)
+    assert len(said) == 2 and all("\n" not in line and line == line.strip() for line in said)

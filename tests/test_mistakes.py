@@ -12,10 +12,11 @@ import torch
 import compare
 import evaluate
 import sample
+import sweep
 import train_lora
 import train_pretrain
 import train_sft
-from data import tokenizer
+from data import tokenizer, world
 from run.config import command_line
 
 SCRIPTS = {
@@ -26,6 +27,8 @@ SCRIPTS = {
     "sample": sample,
     "tokenizer": tokenizer,
     "compare": compare,
+    "sweep": sweep,
+    "world": world,
 }
 
 
@@ -131,7 +134,12 @@ MISTAKES = [
     ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/lost", "lost lacks the tokenizer.tiktoken"),
     ("sft", f"{SFT} {{tmp}}/null.json", 'null.json: record 1: "output" is null, expected a text'),
     ("sample", "--from {base} --prompt sea --input hot", "--input goes with --instruction"),
-    ("compare", "--text {text} --domain {text} --instructions {tmp}/null.json --out {tmp}/new", "is null"),
+    ("lora", f"{LORA} --init-from {{base}} --text {{text}} --grade-prompt", "--grade-prompt is for --instructions"),
+    ("compare", "--instructions {tmp}/null.json --out {tmp}/new", "is null"),
+    ("compare", "--questions {json} --base {base} --out {tmp}/new", "beyond the 192 tokens that {base} can read"),
+    ("sweep", "--methods SFT,DPO --out {tmp}/new", "--methods must be among continued pretraining, LoRA on the"),
+    ("world", "--mixture odd --show", "--mixture must be among first, last; got 'odd'"),
+    ("world", "--seed 1", "give --show to look at the world, or --out FOLDER"),
     ("tokenizer", "--text {tmp}/empty.txt --out {tmp}/t", "there is no text to learn merges from"),
     ("tokenizer", "--text {text} --out {text}", "exists already: give another --out"),
     ("evaluate", "--from {base} --text {tmp}/empty.txt", "empty.txt has 1 tokens"),
@@ -169,7 +177,7 @@ def test_from_the_shell_there_is_no_traceback_unless_python_is_asked_for_one(tmp
     assert dev.returncode == 1 and "Traceback" in dev.stderr
 
 
-@pytest.mark.parametrize("script", ["pretrain", "sft", "lora", "evaluate", "sample", "tokenizer", "compare"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_tells_each_flags_meaning_and_default(script, monkeypatch, capsys):
     import dataclasses
 
@@ -180,7 +188,7 @@ def test_help_tells_each_flags_meaning_and_default(script, monkeypatch, capsys):
     assert exit.value.code == 0
     for field in dataclasses.fields(SCRIPTS[script].Config):
         assert "--" + field.name.strip("_").replace("_", "-") in said
-        if field.default not in ("", dataclasses.MISSING):
+        if field.default not in ("", False, dataclasses.MISSING):
             assert f"(default: {field.default})" in said
 
 

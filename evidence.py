@@ -1,0 +1,208 @@
+"""What claims.py judges by, beyond the rows of the table: every number is measured here, on one seed."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import statistics
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import torch
+
+from data.batches import collate
+from data.examples import TextRows, graded_everywhere, instruction_example, read_instructions, render_prompt
+from evaluate import Yardsticks, first_lines, judge_answers, judge_texts, perplexity, with_examples
+from model.gpt import GPT
+from model.lora import merge, unmerge
+from run import checkpoint
+
+Evidence = dict[str, Any]
+
+
+class Cell(NamedTuple):
+    """A method of the comparison: the script that trains it, with which settings, into which run folder."""
+
+    method: str
+    script: Any
+    settings: dict[str, Any]
+    out: str
+
+    def variant(self, name: str, device: torch.device, **changes: Any) -> GPT:
+        """The model that the same training gives with some settings changed, trained quietly."""
+        run = f"{self.out}-{name}"
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.script.main(self.script.Config(out=run, **{**self.settings, **changes}))
+        return checkpoint.load_trained(run, device)
+
+
+def gather(
+    base_run: str, base: GPT, cells: dict[str, Cell], rows: dict[str, Any], seed: int, y: Yardsticks
+) -> Evidence:
+    """base_run: the folder of the base model; cells and rows of the table by method."""
+    models = {method: checkpoint.load_trained(cell.out, y.device) for method, cell in cells.items()}
+    on_the_domain = ("continued pretraining", "LoRA on the domain")
+    return {
+        "rows": rows,
+        "base": about_base(base, y),
+        "continued": about_continued(base, models["continued pretraining"]),
+        "lora": about_lora(base, models["LoRA on the domain"], models["LoRA-SFT"], y),
+        "mask": about_the_mask(base, y),
+        "forgetting": {method: forgetting(cells[method], rows, y) for method in on_the_domain},
+        "number_of_tasks": number_of_tasks(cells["LoRA-SFT"], seed, y),
+        "few_shot": few_shot({"base": base, "SFT": models["SFT"], "LoRA-SFT": models["LoRA-SFT"]}, seed, y),
+        "cost": cost(base_run, base, cells["SFT"], rows["SFT"]),
+        "losses": {method: losses(cell.out) for method, cell in cells.items()},
+    }
+
+
+def about_base(base: GPT, y: Yardsticks) -> dict[str, Any]:
+    """How much better than word frequencies it predicts its text, and how often it happens to begin with an answer."""
+    tokens = Counter(int(token) for example in y.text for token in example.tokens[1:])
+    total = sum(tokens.values())
+    unigram_nll = -sum(n / total * math.log(n / total) for n in tokens.values())
+    asked = y.of_split("instances") or list(y.questions)
+    prompts = [render_prompt(one.instruction, one.input) for one in asked]
+    said = first_lines(base, y.tokenizer, prompts)
+    begins = sum(line.startswith(one.output) for line, one in zip(said, asked, strict=True))
+    return {"unigram_ppl": perplexity(unigram_nll), "begins_with_the_answer": begins / len(asked), "n": len(asked)}
+
+
+def about_continued(base: GPT, continued: GPT) -> dict[str, Any]:
+    """Which of the tensors changed."""
+    after = continued.state_dict()
+    changed = [name for name, tensor in base.state_dict().items() if not torch.equal(tensor, after[name])]
+    return {"changed": len(changed), "tensors": len(after)}
+
+
+def about_lora(base: GPT, on_the_domain: GPT, sft: GPT, y: Yardsticks) -> dict[str, Any]:
+    """Whether the base is as it was, bit for bit, and whether merging changes an answer."""
+    untouched = checkpoint.sha256_of_base(on_the_domain) == checkpoint.sha256_of_base(base)
+    few = y.questions[:: max(1, len(y.questions) // 200)]
+    prompts = [render_prompt(one.instruction, one.input) for one in few]
+    beside = first_lines(sft, y.tokenizer, prompts)
+    merge(sft)
+    merged = first_lines(sft, y.tokenizer, prompts)
+    unmerge(sft)
+    same = sum(one == other for one, other in zip(beside, merged, strict=True))
+    return {"base_untouched": untouched, "same_answers_merged": same, "n": len(prompts)}
+
+
+def about_the_mask(base: GPT, y: Yardsticks) -> dict[str, Any]:
+    """Loss and gradients of one batch of instructions: as plain text, as SFT with the prompt graded, and as SFT."""
+    sft = [instruction_example(one, y.tokenizer) for one in y.questions[: y.batch_size]]
+    as_text = [TextRows(tokens, len(tokens))[0] for tokens, _ in sft]
+    found = {}
+    for name, examples in (("text", as_text), ("graded", graded_everywhere(sft)), ("masked", sft)):
+        base.zero_grad()
+        inputs, targets, graded = (tensor.to(y.device) for tensor in collate(examples))  # (B, T) each
+        logits = base(inputs, graded)  # (N, V)
+        nll = logits.logsumexp(-1) - logits.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+        loss = nll.sum() / len(nll)
+        loss.backward()
+        gradients = [parameter.grad.clone() for parameter in base.parameters() if parameter.grad is not None]
+        found[name] = loss.item(), gradients, len(nll)
+    base.zero_grad()
+    same = {name: all(map(torch.equal, found["text"][1], found[name][1])) for name in ("graded", "masked")}
+    return {
+        "loss": {name: loss for name, (loss, _, _) in found.items()},
+        "graded_tokens": {name: n for name, (_, _, n) in found.items()},
+        "prompt_graded_is_pretraining": found["text"][0] == found["graded"][0] and same["graded"],
+        "masked_is_pretraining": found["text"][0] == found["masked"][0] and same["masked"],
+    }
+
+
+def forgetting(cell: Cell, rows: dict[str, Any], y: Yardsticks) -> list[list[float]]:
+    """[steps, domain perplexity, base perplexity] before, after shorter trainings, and after the one of the table."""
+    points = [[0, rows["base"]["domain_ppl"], rows["base"]["base_ppl"]]]
+    for steps in sorted({max(1, cell.settings["steps"] // parts) for parts in (12, 6, 3)}):
+        judged = judge_texts(cell.variant(f"{steps}-steps", y.device, steps=steps), y)
+        points.append([steps, judged["domain_ppl"], judged["base_ppl"]])
+    return [*points, [cell.settings["steps"], rows[cell.method]["domain_ppl"], rows[cell.method]["base_ppl"]]]
+
+
+def number_of_tasks(cell: Cell, seed: int, y: Yardsticks) -> list[dict[str, Any]]:
+    """Exact match on the tasks that were never trained, after training on instructions of 2, 5, 10 and all tasks, with
+    a third of the cell's steps for each."""
+    records = read_instructions(cell.settings["instructions"])
+    tasks = sorted({record.task for record in records} - {""})
+    Random(seed).shuffle(tasks)
+    points = []
+    for n in sorted({min(n, len(tasks)) for n in (2, 5, 10, len(tasks))} - {0}):
+        chosen = Path(f"{cell.out}-{n}-tasks.json")
+        chosen.write_text(json.dumps([record._asdict() for record in records if record.task in tasks[:n]]), "utf-8")
+        steps = max(1, cell.settings["steps"] // 3)
+        model = cell.variant(f"{n}-tasks", y.device, instructions=str(chosen), steps=steps)
+        points.append({"tasks": n, "trained": tasks[:n], **judge_answers(model, y, "tasks")})
+    return points
+
+
+def few_shot(models: dict[str, GPT], seed: int, y: Yardsticks) -> dict[str, Any]:
+    """Right first lines with 0, 1, 2 and 4 solved examples of the same task in the prompt, on tasks never trained.
+
+    The questions are those whose prompt fits the block with four examples, so that they are the same for each number.
+    """
+    rng, never, block_size = Random(seed), y.of_split("tasks"), models["base"].config.block_size
+    asked = []
+    for one in never:
+        others = [other for other in never if other.task == one.task and other != one]
+        if len(others) >= 4:
+            shown = rng.sample(others, 4)
+            if len(y.tokenizer.encode_ordinary(with_examples(one, shown))) + 8 <= block_size:
+                asked.append((one, shown))
+    asked = asked[:: max(1, len(asked) // 80)]  # the prompts are long: about 80 questions of all tasks
+    found: dict[str, Any] = {"n": len(asked), "chance": sum(one.chance for one, _ in asked) / max(1, len(asked))}
+    for name, model in models.items():
+        found[name] = {}
+        for k in (0, 1, 2, 4):
+            prompts = [with_examples(one, shown[:k]) for one, shown in asked]
+            said = first_lines(model, y.tokenizer, prompts)
+            right = sum(line.rstrip(".") == one.output for line, (one, _) in zip(said, asked, strict=True))
+            found[name][str(k)] = right / max(1, len(asked))
+    return found
+
+
+def cost(base_run: str, base: GPT, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
+    """Tokens read, floating-point operations (6 a parameter and token: Kaplan et al. 2020, sec. 2.1) and seconds."""
+    tokenizer = checkpoint.tokenizer_of(base_run)
+    records = read_instructions(cell.settings["instructions"])
+    read = cell.settings["steps"] * cell.settings["batch_size"]  # examples
+    sft_tokens = read * statistics.mean(len(instruction_example(one, tokenizer).tokens) for one in records)
+    base_tokens, base_seconds = pretraining(base_run)
+    parameters = sum(parameter.numel() for parameter in base.parameters())
+    return {
+        "instructions": len(records),
+        "epochs": read / ((1 - cell.settings["held_out"]) * len(records)),
+        "sft_tokens": sft_tokens,
+        "sft_flops": 6 * parameters * sft_tokens,
+        "sft_seconds": row["seconds"],
+        "base_tokens": base_tokens,
+        "base_flops": base_tokens and 6 * parameters * base_tokens,
+        "base_seconds": base_seconds,
+    }
+
+
+def pretraining(run: str) -> tuple[int | None, float | None]:
+    """Tokens and seconds that a run took, with the runs beside it that it goes back to; None if it does not say."""
+    if not Path(run, "metrics.csv").exists():
+        return None, None
+    last = metrics(run)[-1]
+    tokens, seconds = int(last["graded_tokens"]), float(last["seconds"])
+    start = json.loads(Path(run, "config.json").read_text(encoding="utf-8"))["init_from"]
+    if start:
+        before = pretraining(str(Path(run).parent / Path(start).name))
+        tokens, seconds = tokens + (before[0] or 0), seconds + (before[1] or 0.0)
+    return tokens, seconds
+
+
+def metrics(run: str) -> list[dict[str, str]]:
+    with open(Path(run, "metrics.csv"), encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(run: str) -> list[list[float]]:
+    """[step, training loss] of a run."""
+    return [[int(row["step"]), float(row["loss"])] for row in metrics(run) if row["loss"]]
