@@ -43,7 +43,7 @@ class Config:
     instructions: str = "data/builtin/instructions.json"  # instructions, for SFT and LoRA-SFT
     questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above
     out: str = "runs/compare"  # folder to write the runs, results.json, results.md and the plots to
-    quick: bool = False  # a sixth of the steps on the domain, a tenth on the instructions, a quarter of the questions
+    quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, an eighth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
     seed: int = 0  # the first seed, of the order of the data and of new weights
     block_size: int = 256  # tokens a row at most
@@ -65,7 +65,7 @@ def main(config: Config) -> dict[str, Any]:
     if (out / "results.json").exists() or (out / "seed-0").exists():
         raise Mistake(f"{out} holds a comparison already: give another --out, or delete it")
     if config.quick:
-        config = dataclasses.replace(config, domain_steps=config.domain_steps // 6, steps=config.steps // 10)
+        config = dataclasses.replace(config, domain_steps=config.domain_steps // 6, steps=config.steps // 12)
     yardsticks = yardsticks_of(config, device)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -98,7 +98,7 @@ def yardsticks_of(config: Config, device: torch.device) -> Yardsticks:
     """Reads everything there is to judge by: what cannot be used is found here, before any training."""
     tokenizer = checkpoint.tokenizer_of(config.base)
     checkpoint.load_model(config.base, config.block_size)
-    few = slice(0, 32 if config.quick else 128)  # rows of a text
+    few = slice(0, 16 if config.quick else 128)  # rows of a text
     parts = [from_text(path, tokenizer, config.block_size, config.held_out)[1] for path in (config.text, config.domain)]
     text, domain = ([rows[i] for i in range(len(rows))[few]] for rows in parts)
     questions = read_instructions(config.questions)
@@ -110,7 +110,7 @@ def yardsticks_of(config: Config, device: torch.device) -> Yardsticks:
     longest = max(len(instruction_example(one, tokenizer).tokens) for one in questions)
     if longest > config.block_size + 1:
         raise Mistake(f"{config.questions} has a question of {longest} tokens, beyond --block-size {config.block_size}")
-    few_questions = questions[:: 4 if config.quick else 1]
+    few_questions = questions[:: 8 if config.quick else 1]
     return Yardsticks(text, domain, few_questions, tokenizer, config.batch_size, device)
 
 

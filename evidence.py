@@ -153,7 +153,8 @@ def few_shot(models: dict[str, GPT], seed: int, y: Yardsticks) -> dict[str, Any]
             shown = rng.sample(others, 4)
             if len(y.tokenizer.encode_ordinary(with_examples(one, shown))) + 8 <= block_size:
                 asked.append((one, shown))
-    asked = asked[:: max(1, len(asked) // 80)]  # the prompts are long: about 80 questions of all tasks
+    at_most = max(1, len(y.questions) // 17)  # the prompts are long: 80 of 1,374
+    asked = asked[:: max(1, len(asked) // at_most)]
     found: dict[str, Any] = {"n": len(asked), "chance": sum(one.chance for one, _ in asked) / max(1, len(asked))}
     for name, model in models.items():
         found[name] = {}
