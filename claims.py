@@ -80,11 +80,11 @@ def said(share: dict[str, Any]) -> str:
 
 def base_continues(e: Evidence) -> Finding:
     row, exact = e["rows"]["base"], match(e, "base", "instances")
-    verdict = both(when(row["base_ppl"] < e["base"]["unigram_ppl"] / 10), when((exact["value"] or 0) <= 0.01))
+    follows_nothing = when(exact["value"] <= 0.01) if exact["n"] else UNSEEN
+    verdict = both(when(row["base_ppl"] < e["base"]["unigram_ppl"] / 10), follows_nothing)
     return verdict, (
         f"perplexity {row['base_ppl']:.2f} of held-out base text, {e['base']['unigram_ppl']:.0f} by word frequencies; "
-        f"exact match {said(exact)}; {e['base']['begins_with_the_answer']:.1%} of what it says begins with the answer, "
-        "and goes on: it does not know where to stop"
+        f"exact match {said(exact)}; {e['base']['begins_with_the_answer']:.1%} of what it says begins with the answer"
     )
 
 
@@ -104,6 +104,8 @@ def continued_forgets(e: Evidence) -> Finding:
 
 def lora_gains(e: Evidence) -> Finding:
     base, full, lora = (e["rows"][name] for name in ("base", "continued pretraining", "LoRA on the domain"))
+    if not full["domain_ppl"] < base["domain_ppl"] < math.inf:
+        return UNSEEN, "full finetuning gained nothing on the domain that LoRA could reach"
     gain = math.log(base["domain_ppl"] / lora["domain_ppl"]) / math.log(base["domain_ppl"] / full["domain_ppl"])
     share = lora["trainable"] / lora["total"]
     verdict = both(when(e["lora"]["base_untouched"]), when(share < 0.1), when(gain > 0.5))
@@ -192,12 +194,14 @@ def generalises_to_tasks(e: Evidence) -> Finding:
 def grading_the_prompt(e: Evidence) -> Finding:
     masked, graded = e["rows"]["SFT"], e["rows"]["SFT, prompt graded"]
     splits = [split for split, share in masked["exact_match"].items() if share["n"]]
+    if not splits:
+        return UNSEEN, "no questions"
     n = sum(masked["exact_match"][split]["n"] for split in splits)
     right = [
         sum(row["exact_match"][s]["value"] * row["exact_match"][s]["n"] for s in splits) / n for row in (masked, graded)
     ]
     helps = beats(right[1], right[0], n, n)
-    return {HOLDS: FAILS, FAILS: HOLDS, UNSEEN: HOLDS}[helps], (
+    return {HOLDS: FAILS, FAILS: HOLDS, UNSEEN: UNSEEN}[helps], (
         f"masked: response NLL {masked['response_nll']:.3f}, exact match {right[0]:.1%} of {n} questions; "
         f"prompt graded too: {graded['response_nll']:.3f}, {right[1]:.1%}"
         + ("; the difference is within 1.96 standard errors" if helps == UNSEEN else "")
@@ -208,8 +212,7 @@ def sft_is_cheap(e: Evidence) -> Finding:
     c = e["cost"]
     if not c["base_tokens"]:
         return UNSEEN, "the base does not say what it cost"
-    verdict = both(when(c["sft_tokens"] < c["base_tokens"] / 10), when(c["epochs"] > 1 and c["instructions"] > 1000))
-    return verdict, (
+    return when(c["sft_tokens"] < c["base_tokens"] / 10), (
         f"{c['epochs']:.1f} epochs over {c['instructions']:,} instructions: {c['sft_tokens'] / 1e6:.2f}M tokens, "
         f"{c['sft_flops']:.1e} operations, {c['sft_seconds']:.0f} s; pretraining: {c['base_tokens'] / 1e6:.1f}M, "
         f"{c['base_flops']:.1e}, {c['base_seconds']:.0f} s, on the machine of its card; "

@@ -43,7 +43,7 @@ class Config:
     instructions: str = "data/builtin/instructions.json"  # instructions, for SFT and LoRA-SFT
     questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above
     out: str = "runs/compare"  # folder to write the runs, results.json, results.md and the plots to
-    quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, an eighth of the questions
+    quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
     seed: int = 0  # the first seed, of the order of the data and of new weights
     block_size: int = 256  # tokens a row at most
@@ -65,7 +65,9 @@ def main(config: Config) -> dict[str, Any]:
     if (out / "results.json").exists() or (out / "seed-0").exists():
         raise Mistake(f"{out} holds a comparison already: give another --out, or delete it")
     if config.quick:
-        config = dataclasses.replace(config, domain_steps=config.domain_steps // 6, steps=config.steps // 12)
+        config = dataclasses.replace(
+            config, domain_steps=max(1, config.domain_steps // 6), steps=max(1, config.steps // 12)
+        )
     yardsticks = yardsticks_of(config, device)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -107,10 +109,13 @@ def yardsticks_of(config: Config, device: torch.device) -> Yardsticks:
     if not questions or leaked:
         found = f"{leaked} questions that {config.instructions} trains on" if leaked else "no question"
         raise Mistake(f"{config.questions} holds {found}: it must hold questions that are new")
+    unknown = {one.split for one in questions} - set(SPLITS)
+    if unknown:
+        raise Mistake(f"{config.questions} has a split {sorted(unknown)[0]!r}: it must be among {', '.join(SPLITS)}")
     longest = max(len(instruction_example(one, tokenizer).tokens) for one in questions)
     if longest > config.block_size + 1:
         raise Mistake(f"{config.questions} has a question of {longest} tokens, beyond --block-size {config.block_size}")
-    few_questions = questions[:: 8 if config.quick else 1]
+    few_questions = questions[:: 6 if config.quick else 1]
     return Yardsticks(text, domain, few_questions, tokenizer, config.batch_size, device)
 
 

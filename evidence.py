@@ -49,7 +49,7 @@ def gather(
         "rows": rows,
         "base": about_base(base, y),
         "continued": about_continued(base, models["continued pretraining"]),
-        "lora": about_lora(base, models["LoRA on the domain"], models["LoRA-SFT"], y),
+        "lora": about_lora(base, cells["LoRA on the domain"].out, models["LoRA-SFT"], y),
         "mask": about_the_mask(base, y),
         "forgetting": {method: forgetting(cells[method], rows, y) for method in on_the_domain},
         "number_of_tasks": number_of_tasks(cells["LoRA-SFT"], seed, y),
@@ -78,9 +78,10 @@ def about_continued(base: GPT, continued: GPT) -> dict[str, Any]:
     return {"changed": len(changed), "tensors": len(after)}
 
 
-def about_lora(base: GPT, on_the_domain: GPT, sft: GPT, y: Yardsticks) -> dict[str, Any]:
-    """Whether the base is as it was, bit for bit, and whether merging changes an answer."""
-    untouched = checkpoint.sha256_of_base(on_the_domain) == checkpoint.sha256_of_base(base)
+def about_lora(base: GPT, domain_run: str, sft: GPT, y: Yardsticks) -> dict[str, Any]:
+    """Whether the base was, at the end of training, bit for bit as before, and whether merging changes an answer."""
+    at_the_end = torch.load(Path(domain_run, "adapter.pt"), weights_only=True)["base_sha256"]  # of the trained model
+    untouched = at_the_end == checkpoint.sha256_of_base(base)
     few = y.questions[:: max(1, len(y.questions) // 200)]
     prompts = [render_prompt(one.instruction, one.input) for one in few]
     beside = first_lines(sft, y.tokenizer, prompts)
@@ -153,7 +154,7 @@ def few_shot(models: dict[str, GPT], seed: int, y: Yardsticks) -> dict[str, Any]
             shown = rng.sample(others, 4)
             if len(y.tokenizer.encode_ordinary(with_examples(one, shown))) + 8 <= block_size:
                 asked.append((one, shown))
-    at_most = max(1, len(y.questions) // 17)  # the prompts are long: 80 of 1,374
+    at_most = max(20, len(y.questions) // 17)  # the prompts are long: 80 of 1,374
     asked = asked[:: max(1, len(asked) // at_most)]
     found: dict[str, Any] = {"n": len(asked), "chance": sum(one.chance for one, _ in asked) / max(1, len(asked))}
     for name, model in models.items():
@@ -187,14 +188,16 @@ def cost(base_run: str, base: GPT, cell: Cell, row: dict[str, Any]) -> dict[str,
 
 
 def pretraining(run: str) -> tuple[int | None, float | None]:
-    """Tokens and seconds that a run took, with the runs beside it that it goes back to; None if it does not say."""
+    """Tokens and seconds that a run took, with the runs beside it that it goes back to as far as they are there; None
+    if it does not say."""
     if not Path(run, "metrics.csv").exists():
         return None, None
     last = metrics(run)[-1]
     tokens, seconds = int(last["graded_tokens"]), float(last["seconds"])
     start = json.loads(Path(run, "config.json").read_text(encoding="utf-8"))["init_from"]
-    if start:
-        before = pretraining(str(Path(run).parent / Path(start).name))
+    beside = Path(run).parent / Path(start).name
+    if start and beside.resolve() != Path(run).resolve():
+        before = pretraining(str(beside))
         tokens, seconds = tokens + (before[0] or 0), seconds + (before[1] or 0.0)
     return tokens, seconds
 

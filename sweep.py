@@ -2,8 +2,8 @@
 
     python sweep.py --out runs/sweep
 
-Methods on the domain are judged by what they learn and forget, instruction tuning by exact match on questions of its
-own, so that those of compare.py stay new. data/builtin/sweep.md is what this printed.
+Methods on the domain are judged by what they learn and forget, instruction tuning by exact match on other questions
+than those of compare.py (about the same held-out words, facts and tasks). data/builtin/sweep.md is what this printed.
 """
 
 from dataclasses import dataclass

@@ -170,7 +170,9 @@ def _record(where: str, record) -> Instruction:
         if not isinstance(value, str):
             found = f"is {json.dumps(value)[:40]}" if key in record else "is missing"
             raise Mistake(f'{where}: "{key}" {found}, expected a text')
-    also: dict[str, Any] = {
-        key: kind(record[key]) for key, kind in (("task", str), ("split", str), ("chance", float)) if key in record
-    }
+    also: dict[str, Any] = {key: record[key] for key in ("task", "split", "chance") if key in record}
+    for key, value in also.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float) if key == "chance" else str):
+            expected = "a number" if key == "chance" else "a text"
+            raise Mistake(f'{where}: "{key}" is {json.dumps(value)[:40]}, expected {expected}')
     return Instruction(**values, **also)

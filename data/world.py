@@ -15,7 +15,7 @@ trained on:
     tasks       whole tasks of which no instruction is trained on
 
 Every fourth word of a list is kept for the splits `entities` and `facts`. The base text knows all of them. It asks in
-two of a task's five phrasings and in one of the two that are held out.
+two of a task's five phrasings and in one of the two that are held out, and about the tasks that are never trained too.
 """
 
 import json

@@ -13,6 +13,7 @@ import torch
 import claims
 import compare
 from evaluate import SPLITS
+from evidence import pretraining
 from run import plot
 from run.checkpoint import load_model, load_run, sha256_of_base
 
@@ -96,6 +97,31 @@ def test_a_second_comparison_does_not_overwrite_the_first(comparison):
 def test_questions_that_are_trained_on_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds \d+ questions that data/builtin/instructions.json trains on"):
         compare.main(compare.Config(questions="data/builtin/instructions.json", out=str(tmp_path / "new")))
+
+
+@pytest.mark.parametrize(
+    "record, sentence",
+    [
+        ({"split": "train"}, "has a split 'train'"),
+        ({"chance": "half"}, 'record 1: "chance" is "half", expected a number'),
+    ],
+)
+def test_a_question_that_cannot_be_judged_is_named(tmp_path, record, sentence):
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps([{"instruction": "Say a.", "output": "a", **record}]))
+    with pytest.raises(ValueError, match=sentence):
+        compare.main(compare.Config(questions=str(questions), out=str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_goes_back_to_a_namesake_counts_once(tmp_path):
+    run = tmp_path / "base"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"init_from": "data/builtin/base"}))
+    (run / "metrics.csv").write_text("step,graded_tokens,seconds\n1,100,2.5\n")
+    assert pretraining(str(run)) == (100, 2.5)
+    tokens, seconds = pretraining("data/builtin/base")
+    assert tokens > 77e6 and seconds > 4000  # both of its runs
 
 
 def test_several_seeds_give_means_and_intervals():
