@@ -32,7 +32,7 @@ from model.generate import generate
 from model.gpt import GPT
 from run import checkpoint, plot
 from run.config import Mistake, any_character, check, command_line
-from run.session import choose_device
+from run.device import choose_device
 
 
 @dataclass(kw_only=True)

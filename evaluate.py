@@ -18,7 +18,7 @@ from model.generate import generate
 from model.gpt import GPT
 from run.checkpoint import load_run
 from run.config import check, command_line
-from run.session import choose_device
+from run.device import choose_device
 
 
 @torch.no_grad()
@@ -32,9 +32,9 @@ def token_nll(model: GPT, examples: Sequence[Example], batch_size: int) -> float
     model.eval()
     total, n_graded = 0.0, 0
     for batch in in_order(examples, batch_size):
-        inputs, targets, graded = (tensor.to(device) for tensor in batch)
-        logits = model(inputs, graded)  # (N, V)
-        nll = logits.logsumexp(-1) - logits.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+        inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)
+        logits = model(inputs, graded, positions)  # (N, V)
+        nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
         total += nll.sum(dtype=torch.float64 if device.type != "mps" else None).item()
         n_graded += len(nll)
     model.train(was_training)
@@ -53,7 +53,7 @@ def answered_right(
 
     An example that was cut to fit the block has no whole response to compare with, and counts as a miss.
     """
-    responses = [tokens[graded].tolist() for tokens, graded in examples]
+    responses = [example.tokens[example.graded].tolist() for example in examples]
     right = [False] * len(examples)
     shortest_first = sorted(range(len(examples)), key=lambda i: len(responses[i]))  # a batch stops at its longest
     for start in range(0, len(examples), batch_size):

@@ -95,13 +95,13 @@ def about_lora(base: GPT, domain_run: str, sft: GPT, y: Yardsticks) -> dict[str,
 def about_the_mask(base: GPT, y: Yardsticks) -> dict[str, Any]:
     """Loss and gradients of one batch of instructions: as plain text, as SFT with the prompt graded, and as SFT."""
     sft = [instruction_example(one, y.tokenizer) for one in y.questions[: y.batch_size]]
-    as_text = [TextRows(tokens, len(tokens))[0] for tokens, _ in sft]
+    as_text = [TextRows(tokens, len(tokens))[0] for tokens, *_ in sft]
     found = {}
     for name, examples in (("text", as_text), ("graded", graded_everywhere(sft)), ("masked", sft)):
         base.zero_grad()
-        inputs, targets, graded = (tensor.to(y.device) for tensor in collate(examples))  # (B, T) each
+        inputs, targets, graded, _ = (tensor.to(y.device) for tensor in collate(examples))  # (B, T) each
         logits = base(inputs, graded)  # (N, V)
-        nll = logits.logsumexp(-1) - logits.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+        nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
         loss = nll.sum() / len(nll)
         loss.backward()
         gradients = [parameter.grad.clone() for parameter in base.parameters() if parameter.grad is not None]

@@ -15,7 +15,7 @@ from data.examples import render_prompt
 from model.generate import generate
 from run.checkpoint import load_run
 from run.config import Mistake, check, command_line
-from run.session import choose_device
+from run.device import choose_device
 
 
 @dataclass(kw_only=True)

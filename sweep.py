@@ -15,7 +15,7 @@ from data import world
 from data.examples import Instruction, read_instructions
 from evaluate import SPLITS, judge
 from run.config import Mistake, check, command_line
-from run.session import choose_device
+from run.device import choose_device
 
 RATES = {
     "continued pretraining": (3e-4, 1e-3, 2e-3),

@@ -26,6 +26,7 @@ class Config:
     text: str = ""  # file to learn from: plain text in UTF-8; either this or the next
     instructions: str = ""  # file to learn from: .json or .jsonl records of instruction, input (optional) and output
     grade_prompt: bool = False  # grade the prompts of instructions too, as pretraining would
+    pack: bool = False  # fill each row with several short instructions, which do not see one another
     out: str  # folder to write the run to
     init_from: str  # run to start from
     r: int = 8  # LoRA's rank
@@ -45,6 +46,9 @@ class Config:
     eval_every: int = 100  # steps between evaluations
     seed: int = 0  # of all that is random: the order of the data, dropout, weights that are new
     device: str = "auto"  # cuda, mps, cpu, or auto
+    precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
+    checkpoint_activations: bool = False  # keep only what enters a block and compute the rest twice, for less memory
+    compile: bool = False  # compile the blocks, for GPUs: the first step takes a minute, later ones less time
 
 
 def main(config: Config) -> dict:
@@ -61,6 +65,7 @@ def main(config: Config) -> dict:
         # graded: the response and its end-of-text
         train, held_out = examples.from_instructions(config.instructions, tokenizer, config.block_size, config.held_out)
         train = examples.graded_everywhere(train) if config.grade_prompt else train
+        train = examples.packed(train, config.block_size) if config.pack else train
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed)
 
     # 3. model
@@ -78,6 +83,9 @@ def main(config: Config) -> dict:
     the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
+    scaler = torch.amp.GradScaler(
+        device.type, enabled=model.precision == torch.float16
+    )  # fp16 alone has too little range
     warmup_steps = int(config.warmup * config.steps)
 
     # 6. loop
@@ -92,18 +100,20 @@ def main(config: Config) -> dict:
             group["lr"] = learning_rate
 
         micro_batches = batches.of_step(step)
-        n_graded = sum(int(graded.sum()) for _, _, graded in micro_batches)  # N of the whole step, not of one batch
-        step_loss = 0.0
+        n_graded = sum(int(graded.sum()) for _, _, graded, _ in micro_batches)  # N of the whole step, not of one batch
+        step_loss = torch.zeros((), device=device)
         for micro_batch in micro_batches:
-            inputs, targets, graded = (tensor.to(device) for tensor in micro_batch)  # (B, T) each
-            logits = model(inputs, graded)  # (N, V), of the graded positions only
-            nll = logits.logsumexp(-1) - logits.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+            inputs, targets, graded, positions = (tensor.to(device) for tensor in micro_batch)  # (B, T) each
+            logits = model(inputs, graded, positions)  # (N, V), of the graded positions only
+            nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
             loss = nll.sum() / n_graded
-            loss.backward()
-            step_loss += loss.item()
+            scaler.scale(loss).backward()
+            step_loss += loss.detach()
 
-        grad_norm = torch.nn.utils.clip_grad_norm_(learns.values(), config.max_grad_norm).item()
-        optimizer.step()
+        scaler.unscale_(optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(learns.values(), config.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         session.log(step, step_loss, n_graded, learning_rate, grad_norm, held_out_nll)
 

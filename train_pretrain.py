@@ -1,7 +1,6 @@
 """Pretraining: every token of a text is graded, and every parameter learns.
 
-    python train_pretrain.py --text FILE --out RUN                    from random weights
-    python train_pretrain.py --text FILE --out RUN --init-from RUN    continued pretraining, on a new domain
+    python train_pretrain.py --text FILE --out RUN [--init-from RUN]    from random weights, or from a run: continued
 
 One of three siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded and what
 learns. Shapes: B rows · T tokens a row · V vocabulary · N graded tokens.
@@ -45,6 +44,9 @@ class Config:
     eval_every: int = 100  # steps between evaluations
     seed: int = 0  # of all that is random: the order of the data, dropout, weights that are new
     device: str = "auto"  # cuda, mps, cpu, or auto
+    precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
+    checkpoint_activations: bool = False  # keep only what enters a block and compute the rest twice, for less memory
+    compile: bool = False  # compile the blocks, for GPUs: the first step takes a minute, later ones less time
 
 
 def main(config: Config) -> dict:
@@ -77,6 +79,9 @@ def main(config: Config) -> dict:
     the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
+    scaler = torch.amp.GradScaler(
+        device.type, enabled=model.precision == torch.float16
+    )  # fp16 alone has too little range
     warmup_steps = int(config.warmup * config.steps)
 
     # 6. loop
@@ -91,18 +96,20 @@ def main(config: Config) -> dict:
             group["lr"] = learning_rate
 
         micro_batches = batches.of_step(step)
-        n_graded = sum(int(graded.sum()) for _, _, graded in micro_batches)  # N of the whole step, not of one batch
-        step_loss = 0.0
+        n_graded = sum(int(graded.sum()) for _, _, graded, _ in micro_batches)  # N of the whole step, not of one batch
+        step_loss = torch.zeros((), device=device)
         for micro_batch in micro_batches:
-            inputs, targets, graded = (tensor.to(device) for tensor in micro_batch)  # (B, T) each
-            logits = model(inputs, graded)  # (N, V), of the graded positions only
-            nll = logits.logsumexp(-1) - logits.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+            inputs, targets, graded, positions = (tensor.to(device) for tensor in micro_batch)  # (B, T) each
+            logits = model(inputs, graded, positions)  # (N, V), of the graded positions only
+            nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
             loss = nll.sum() / n_graded
-            loss.backward()
-            step_loss += loss.item()
+            scaler.scale(loss).backward()
+            step_loss += loss.detach()
 
-        grad_norm = torch.nn.utils.clip_grad_norm_(learns.values(), config.max_grad_norm).item()
-        optimizer.step()
+        scaler.unscale_(optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(learns.values(), config.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         session.log(step, step_loss, n_graded, learning_rate, grad_norm, held_out_nll)
 

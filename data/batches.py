@@ -13,26 +13,30 @@ from torch import Tensor
 from data.examples import Example
 from run.config import Mistake
 
-Batch = tuple[Tensor, Tensor, Tensor]  # inputs, targets, graded: (B, T) each
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # inputs, targets, graded: (B, T) each; positions: (T,), packed (B, T)
 
 
 def collate(examples: Sequence[Example]) -> Batch:
     """Pads and shifts: targets[b, t] is the token that follows inputs[b, t], graded[b, t] whether it is graded.
 
-    Returns ids, ids and bool, (B, T) each. Raises ValueError for a row in which nothing is graded: its loss is 0 / 0.
+    Returns ids, ids and bool, (B, T) each, and where inputs stand: 0, 1, … T - 1 in every row, (T,), or in packed rows
+    where in their own example, (B, T). Raises ValueError for a row in which nothing is graded: its loss is 0 / 0.
     """
-    T = max(len(tokens) for tokens, _ in examples) - 1
+    T = max(len(example.tokens) for example in examples) - 1
     inputs = torch.zeros(len(examples), T, dtype=torch.long)
     targets = torch.zeros(len(examples), T, dtype=torch.long)
     graded = torch.zeros(len(examples), T, dtype=torch.bool)
-    for b, (tokens, is_graded) in enumerate(examples):
+    positions = torch.arange(T) if examples[0].positions is None else torch.zeros(len(examples), T, dtype=torch.long)
+    for b, (tokens, is_graded, own_positions) in enumerate(examples):
         if not is_graded[1:].any():
             raise ValueError(f"an example of {len(tokens)} tokens has none that is graded after its first")
         t = len(tokens) - 1
         inputs[b, :t] = torch.from_numpy(tokens[:-1].astype(np.int64))
         targets[b, :t] = torch.from_numpy(tokens[1:].astype(np.int64))
         graded[b, :t] = torch.from_numpy(is_graded[1:])
-    return inputs, targets, graded
+        if own_positions is not None:
+            positions[b, :t] = torch.from_numpy(own_positions[:-1])
+    return inputs, targets, graded, positions
 
 
 def in_order(examples: Sequence[Example], batch_size: int) -> Iterator[Batch]:

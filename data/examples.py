@@ -22,6 +22,7 @@ from run.config import Mistake
 class Example(NamedTuple):
     tokens: np.ndarray  # (L,) ids
     graded: np.ndarray  # (L,) bool
+    positions: np.ndarray | None = None  # (L,), of a packed row only: where each token stands in its own example
 
     def prompt(self) -> list[int]:
         """What comes before the first graded token; of plain text, where nothing does, its first 16 tokens."""
@@ -96,7 +97,28 @@ def instruction_example(record: Instruction, tokenizer: tiktoken.Encoding) -> Ex
 
 def graded_everywhere(examples: Sequence[Example]) -> list[Example]:
     """The same examples without the mask: their prompts are graded too, as in pretraining."""
-    return [Example(tokens, np.ones(len(tokens), bool)) for tokens, _ in examples]
+    return [Example(example.tokens, np.ones(len(example.tokens), bool)) for example in examples]
+
+
+def packed(examples: Sequence[Example], block_size: int) -> list[Example]:
+    """Rows of several examples, block_size + 1 tokens at most, so that little is padding.
+
+    Best-fit decreasing: the longest example comes first, each goes into the row with the least room that is enough.
+    Positions start anew with each example, by which the model keeps them apart; its first token is only read.
+    """
+    rows: list[list[list[Example]]] = [[] for _ in range(block_size + 2)]  # rows[n] have room for n more tokens
+    for example in sorted(examples, key=lambda example: -len(example.tokens)):
+        size = len(example.tokens)
+        room = next((room for room in range(size, block_size + 1) if rows[room]), block_size + 1)
+        row = rows[room].pop() if rows[room] else []
+        rows[room - size].append([*row, example])
+    return [_joined(row) for some in rows for row in some]
+
+
+def _joined(row: Sequence[Example]) -> Example:
+    positions = np.concatenate([np.arange(len(example.tokens)) for example in row])
+    graded = np.concatenate([example.graded for example in row]) & (positions > 0)
+    return Example(np.concatenate([example.tokens for example in row]), graded, positions)
 
 
 def from_instructions(
@@ -116,7 +138,7 @@ def from_instructions(
     for part in (records[:-n_held_out], records[-n_held_out:]):
         examples.append([])
         for record in part:
-            tokens, graded = instruction_example(record, tokenizer)
+            tokens, graded, _ = instruction_example(record, tokenizer)
             if not record.output.strip():
                 counts["have an empty response: skipped"] += 1
             elif not graded[: block_size + 1].any():

@@ -1,62 +1,79 @@
 """Writing text: one token after another, each drawn from the model's distribution given all before it.
 
 A key-value cache keeps what every layer computed for the tokens already read, so that a new token costs one
-position instead of the whole row again. Rows of a batch may differ in length: they are padded on the right, and
-each row writes and looks only as far as its own tokens go.
+position instead of the whole row again. Rows of a batch may differ in length.
 """
 
 import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.gpt import GPT
 
 
+class LayerKV:
+    """One layer's keys and values, (B, H, room, D) each, of which the first `end` are filled."""
+
+    def __init__(self, model: GPT, B: int, room: int) -> None:
+        config = model.config
+        shape = (B, config.n_head, room, config.n_embd // config.n_head)
+        self.keys = torch.empty(shape, device=model.wte.weight.device, dtype=model.precision)
+        self.values = torch.empty_like(self.keys)
+        self.end = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k and v of T more tokens, (B, H, T, D) each, and returns all so far: (B, H, S, D) each."""
+        start, self.end = self.end, self.end + k.size(2)
+        self.keys[:, :, start : self.end] = k
+        self.values[:, :, start : self.end] = v
+        return self.keys[:, :, : self.end], self.values[:, :, : self.end]
+
+
 class KVCache:
-    """Keys and values of the tokens that B rows have read, allocated once: (B, H, length, D) a layer."""
+    """Keys and values of the tokens that B rows have read, allocated once.
 
-    def __init__(self, model: GPT, B: int, length: int) -> None:
-        """length: the most tokens that a row will have; block_size is the limit."""
-        config, device, dtype = model.config, model.wte.weight.device, model.wte.weight.dtype
-        shape = (B, config.n_head, min(length, config.block_size), config.n_embd // config.n_head)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.lengths = torch.zeros(B, dtype=torch.long, device=device)  # tokens that each row has read
-        self.rows = torch.arange(B, device=device)[:, None]  # (B, 1)
+    First come the prompts, padded on the right to P, the longest; then all rows put their next token into one and the
+    same slot P, P + 1, and so on. The padding of a shorter prompt stays between the two, where nobody looks.
+    """
 
-    def begin(self, T: int) -> Tensor:
-        """Begins to read T more tokens a row and returns where they stand: (B, T). Only the first time may some of them
-        be padding. next_token_logits, which knows how many are not, then moves `lengths` on."""
-        self.slots = self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
-        S = int(self.slots.max()) + 1
-        self.visible = torch.arange(S, device=self.slots.device) <= self.slots[:, None, :, None]  # (B, 1, T, S)
-        return self.slots
+    def __init__(self, model: GPT, prompt_lengths: Sequence[int], room: int) -> None:
+        """prompt_lengths: tokens of each row's prompt; room: the most that a row will have; block_size is the limit."""
+        room = min(room, model.config.block_size)
+        self.layers = [LayerKV(model, len(prompt_lengths), room) for _ in range(model.config.n_layer)]
+        self.P, self.ragged = max(prompt_lengths), len(set(prompt_lengths)) > 1
+        self.lengths = torch.tensor(prompt_lengths, device=model.wte.weight.device)[:, None]  # (B, 1)
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Stores k and v (B, H, T, D); returns all keys and values (B, H, S, D) and who may look where (B, 1, T, S).
-
-        What padding wrote lies beyond a row's own tokens: nobody looks there before a real token has replaced it.
-        """
-        self.keys[layer][self.rows, :, self.slots] = k.transpose(1, 2)
-        self.values[layer][self.rows, :, self.slots] = v.transpose(1, 2)
-        S = self.visible.size(-1)
-        return self.keys[layer][:, :, :S], self.values[layer][:, :, :S], self.visible
+    def begin(self, T: int) -> tuple[Tensor, Tensor | None]:
+        """Begins to read the prompts (T = P), or one more token a row (T = 1). Returns where tokens stand, (T,) or
+        (B, 1), and who may look where: (B, 1, 1, S), or None for all to the left."""
+        filled = self.layers[0].end
+        if filled == 0:
+            return torch.arange(T, device=self.lengths.device), None
+        visible = None
+        if self.ragged:
+            slots = torch.arange(filled + 1, device=self.lengths.device)  # (S,)
+            visible = ((slots < self.lengths) | (slots >= self.P))[:, None, None]  # (B, 1, 1, S)
+        return self.lengths + (filled - self.P), visible
 
 
-def next_token_logits(model: GPT, unread: Sequence[Sequence[int]], cache: KVCache | None) -> Tensor:
-    """Reads the tokens that each row has not read yet and returns the logits of its next one: (B, V)."""
-    device = model.wte.weight.device
-    lengths = torch.tensor([len(row) for row in unread])
-    tokens = torch.zeros(len(unread), int(lengths.max()), dtype=torch.long)  # (B, T), padded on the right
-    for row, padded in zip(unread, tokens, strict=True):
-        padded[: len(row)] = torch.tensor(row)
-    last = torch.arange(tokens.size(1)) == lengths[:, None] - 1  # (B, T), one true a row
-    logits = model(tokens.to(device), last.to(device), cache)  # (B, V)
-    if cache is not None:
-        cache.lengths += lengths.to(device)
-    return logits
+def lay_out_for_generation(model: GPT) -> None:
+    """Stores each matrix column by column. Its shape and values stay; but a CPU that writes a token at a time spends
+    its time reading matrices from memory, which goes up to 1.4 times as fast that way."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data = module.weight.data.T.contiguous().T
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of token ids, padded on the right, and where the last of each is: (B, T) each."""
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for b, row in enumerate(rows):
+        tokens[b, : len(row)] = torch.tensor(row)
+    last = torch.arange(tokens.size(1)) == lengths[:, None] - 1
+    return tokens.to(device), last.to(device)
 
 
 def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
@@ -75,7 +92,7 @@ def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator
     return order.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).squeeze(-1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -93,21 +110,27 @@ def generate(
     """
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
-    was_training = model.training
+    was_training, device = model.training, model.wte.weight.device
     model.eval()
-    rows = [list(prompt) for prompt in prompts]
-    unread, done = rows, [False] * len(rows)
-    cache: KVCache | None = KVCache(model, len(rows), max(map(len, rows), default=0) + max_new_tokens)
-    for _ in range(max_new_tokens):
-        if max(len(row) for row in rows) > model.config.block_size:
-            cache, unread = None, [row[-model.config.block_size :] for row in rows]
-        tokens = pick(next_token_logits(model, unread, cache), temperature, top_k, top_p, generator).tolist()
-        for i, token in enumerate(tokens):
-            rows[i].append(token)
-            done[i] = done[i] or token == stop
-        if all(done):
-            break
-        unread = [row[-1:] for row in rows]
+    rows, done = [list(prompt) for prompt in prompts], [False] * len(prompts)
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths)
+    cache: KVCache | None = KVCache(model, lengths, longest + max_new_tokens)
+    with model.autocast():  # around all of it, so that weights in another precision are made once, not for every token
+        graded: Tensor | None  # which positions' logits are computed: each row's last
+        tokens, graded = padded(rows, device)  # (B, T) each
+        for _ in range(max_new_tokens):
+            if longest > model.config.block_size:
+                tokens, graded = padded([row[-model.config.block_size :] for row in rows], device)
+                cache = None
+            logits = model(tokens, graded, cache=cache).view(len(rows), -1)  # (B, V)
+            new = pick(logits, temperature, top_k, top_p, generator)  # (B,)
+            for b, token in enumerate(new.tolist()):
+                rows[b].append(token)
+                done[b] = done[b] or token == stop
+            if all(done):
+                break
+            tokens, graded, longest = new[:, None], None, longest + 1
     model.train(was_training)
     answers = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
     return [answer[: answer.index(stop)] if stop in answer else answer for answer in answers]

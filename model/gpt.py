@@ -5,12 +5,14 @@ Shapes:  B batch · T time (tokens in a row) · C channels (n_embd) · H heads �
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -30,30 +32,47 @@ class GPTConfig:
             raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
 
 
+class LayerCache(Protocol):
+    """The keys and values that a layer has computed so far; model/generate.py has the cache that is used."""
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 class Cache(Protocol):
-    """What the model asks of a key-value cache; model/generate.py has the one that is used."""
+    layers: Sequence[LayerCache]
 
-    def begin(self, T: int) -> Tensor: ...
+    def begin(self, T: int) -> tuple[Tensor, Tensor | None]: ...
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+def visible_in_packed_rows(positions: Tensor) -> Tensor:
+    """Who may look where when a row holds several examples: at its own example only, at itself and to its left.
+
+    positions: (B, T), 0 where an example begins. Returns (B, 1, T, T) bool.
+    """
+    example = (positions == 0).cumsum(-1)  # (B, T), 1, 1, 1, 2, 2, …
+    same = example[:, :, None] == example[:, None, :]  # (B, T, T)
+    return same.tril()[:, None]
 
 
 def written_out_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
     """softmax(q kᵀ / √D) v, one step a line (Vaswani et al. 2017, eq. 1; SLP3, ch. 8).
 
-    q: (B, H, T, D), k and v: (B, H, S, D); visible: (B, 1, T, S), true where a query may look, or
-    None for "at itself and to its left". Returns (B, H, T, D).
+    q: (B, H, T, D), k and v: (B, H, S, D), the queries being the last T of the S; visible: (B, 1, T, S), true where a
+    query may look, or None for "at itself and to its left". Returns (B, H, T, D).
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
     if visible is None:
-        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()  # (T, T)
+        T, S = scores.shape[-2:]
+        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     weights = scores.masked_fill(~visible, -math.inf).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
     return F.dropout(weights, dropout) @ v  # (B, H, T, D)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
-    """The same function as written_out_attention, in one kernel that never stores the weights."""
-    return F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=visible is None)
+    """The same function as written_out_attention, in one kernel that never stores the weights. Without a mask it reads
+    whole rows, or one new token a row, which sees all before it."""
+    whole_rows = visible is None and q.size(-2) == k.size(-2)
+    return F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=whole_rows)
 
 
 class CausalSelfAttention(nn.Module):
@@ -67,14 +86,13 @@ class CausalSelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.n_embd, config.n_embd)
         self.o_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None, cache: LayerCache | None) -> Tensor:
         B, T, C = x.shape
         q = self.q_proj(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
         k = self.k_proj(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
         v = self.v_proj(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        visible = None
         if cache is not None:
-            k, v, visible = cache.extend(layer, k, v)  # (B, H, S, D) twice, (B, 1, T, S)
+            k, v = cache.extend(k, v)  # (B, H, S, D) each
         attention = fused_attention if self.fused else written_out_attention
         y = attention(q, k, v, visible, self.dropout if self.training else 0.0)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
@@ -99,10 +117,10 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
-    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
-        x = x + self.dropout(self.attn(self.ln_1(x), cache, layer))
+    def forward(self, x: Tensor, visible: Tensor | None, cache: LayerCache | None) -> Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x), visible, cache))
         x = x + self.dropout(self.mlp(self.ln_2(x)))
         return x  # (B, T, C)
 
@@ -110,12 +128,15 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only language model: p(next token | tokens so far)."""
 
+    precision = torch.float32  # of the matrix products; bfloat16 is faster where the device has it (run/device.py)
+    checkpoint_activations = False  # True: keep only what enters a block, and compute the rest again for the gradients
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is; also the head (tied)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self._init_weights()
@@ -131,27 +152,51 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+    def autocast(self) -> torch.autocast:
+        """Where matrix products run in `precision`; what needs more of it (softmax, LayerNorm, sums) stays in fp32."""
+        return torch.autocast(self.wte.weight.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """The last layer's state at every position, where any head can sit.
 
-        tokens: (B, T) ids below vocab_size. Returns (B, T, C). Raises ValueError beyond block_size.
+        tokens: (B, T) ids below vocab_size; positions: where they stand, by default 0, 1, … T - 1, (T,); of packed rows
+        where in their own example, (B, T). Returns (B, T, C). Raises ValueError beyond block_size.
         """
-        T = tokens.size(1)
-        positions = torch.arange(T, device=tokens.device) if cache is None else cache.begin(T)  # (T,) or (B, T)
+        T, visible = tokens.size(1), None
         if T > self.config.block_size:
             raise ValueError(f"a row of {T} tokens is longer than the model's block_size {self.config.block_size}")
-        x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer)
-        return self.ln_f(x)  # (B, T, C)
+        if cache is not None:
+            positions, visible = cache.begin(T)  # (T,) or (B, T), None or (B, 1, T, S)
+        elif positions is None:
+            positions = torch.arange(T, device=tokens.device)
+        elif positions.dim() == 2:
+            visible = visible_in_packed_rows(positions)  # (B, 1, T, T)
+        with self.autocast():
+            x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
+            for layer, block in enumerate(self.blocks):
+                if cache is not None:
+                    x = block.forward(x, visible, cache.layers[layer])  # not block(): rows that grow are not compiled
+                elif self.checkpoint_activations and torch.is_grad_enabled():
+                    x = checkpoint(block, x, visible, None, use_reentrant=False)
+                else:
+                    x = block(x, visible, None)
+            return self.ln_f(x)  # (B, T, C)
 
-    def forward(self, tokens: Tensor, graded: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        graded: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         """Logits of the token that follows each position, or only of the positions that are graded.
 
-        tokens: (B, T) ids; graded: (B, T) bool. Returns (B, T, V), or (N, V) with graded, row by row:
-        the other logits are never computed.
+        tokens: (B, T) ids; graded: (B, T) bool; positions as in hidden. Returns (B, T, V), or (N, V) with graded, row
+        by row: the other logits are never computed. They are fp32 in any precision, for a loss that is.
         """
-        h = self.hidden(tokens, cache)  # (B, T, C)
+        h = self.hidden(tokens, positions, cache)  # (B, T, C)
         if graded is not None:
             h = h[graded]  # (N, C)
-        return h @ self.wte.weight.T  # (B, T, V) or (N, V)
+        with self.autocast():
+            logits = F.linear(h, self.wte.weight)  # h Wᵀ, (B, T, V) or (N, V)
+        return logits.float()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")  # every Linear of a block
 
@@ -34,8 +35,38 @@ class LowRank(nn.Module):
         return self.scaling * (self.lora_B @ self.lora_A)
 
 
+class FusedLoRA(torch.autograd.Function):
+    """The same function as Linear(x) + LowRank(x), with its gradients by hand: nothing as large as h is made twice.
+
+    With s = alpha / r, z = s A x and dh the gradient of h:
+
+        h = W0 x + b + B z        dx = W0ᵀ dh + Aᵀ dz        dB = dh zᵀ        dz = s Bᵀ dh        dA = dz xᵀ
+
+    W0 is frozen: its gradient, dh xᵀ, is as much work as h, and is what LoRA saves. The thin matrices z and dz are
+    short and wide, (r, N): CPUs multiply those up to three times as fast as tall ones.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, W0: Tensor, b: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        """x: (N, d_in). Returns h: (N, d_out). For the gradients it keeps x and z; W0, A and B are there anyway."""
+        z = scaling * (A @ x.T)  # (r, N)
+        ctx.save_for_backward(x, z, W0, A, B)
+        ctx.scaling = scaling
+        return torch.addmm(b, x, W0.T).addmm_(z.T, B.T)  # (N, d_out), B z added in place
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dh: Tensor):
+        x, z, W0, A, B = ctx.saved_tensors
+        dz = ctx.scaling * (B.T @ dh.T)  # (r, N)
+        dx = (dh @ W0).addmm_(dz.T, A) if ctx.needs_input_grad[0] else None  # (N, d_in)
+        return dx, None, None, dz @ x, (z @ dh).T, None
+
+
 class LoRALinear(nn.Module):
     """A frozen Linear with named adapters beside it, of which one at most is active."""
+
+    fused = True  # the switch: LoRALinear.fused = False steps through LowRank, as training with LoRA's dropout does
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -45,10 +76,16 @@ class LoRALinear(nn.Module):
         self.weight_before_merge: Tensor | None = None  # W0, kept while an adapter is merged into it
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.base(x)  # (.., d_out)
-        if self.active is not None and self.weight_before_merge is None:
-            h = h + self.adapters[self.active](x)
-        return h
+        if self.active is None or self.weight_before_merge is not None:
+            return self.base(x)  # (.., d_out)
+        adapter = self.adapters[self.active]
+        if not self.fused or (self.training and adapter.dropout.p > 0):
+            return self.base(x) + adapter(x)
+        tensors = [x.reshape(-1, x.size(-1)), self.base.weight, self.base.bias, adapter.lora_A, adapter.lora_B]
+        if torch.is_autocast_enabled(x.device.type):  # autocast knows matrix products, not functions of our own
+            tensors = [tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in tensors]
+        h = FusedLoRA.apply(*tensors, adapter.scaling)  # (N, d_out)
+        return h.view(*x.shape[:-1], -1)
 
 
 def apply_lora(

@@ -18,6 +18,7 @@ import tiktoken
 import torch
 
 from data import tokenizer as tokenizers
+from model.generate import lay_out_for_generation
 from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora, base_state_dict, load_lora_state_dict, lora_layers, lora_state_dict, refuse_if_merged
 from run.config import Mistake
@@ -102,7 +103,10 @@ def load_run(folder: str, adapter: str, device: torch.device) -> tuple[GPT, tikt
     model = load_model(base)
     if adapter:
         load_adapter(model, adapter)
-    return model.to(device), tokenizer_of(base)
+    model.to(device)
+    if device.type == "cpu":
+        lay_out_for_generation(model)
+    return model, tokenizer_of(base)
 
 
 def load_trained(folder: str | Path, device: torch.device) -> GPT:

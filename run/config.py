@@ -93,6 +93,10 @@ def check(config: Any) -> Any:
         raise Mistake("give either --text or --instructions")
     if getattr(config, "grade_prompt", False) and not config.instructions:
         raise Mistake("--grade-prompt is for --instructions: every token of a --text is graded anyway")
+    if getattr(config, "pack", False) and not config.instructions:
+        raise Mistake("--pack is for --instructions: the rows of a --text are full anyway")
+    if getattr(config, "precision", "auto") not in ("auto", "fp32", "bf16", "fp16"):
+        raise Mistake(f"--precision must be auto, fp32, bf16 or fp16, got {config.precision!r}")
     unknown = {target.strip() for target in getattr(config, "targets", TARGETS[0]).split(",")} - set(TARGETS)
     if unknown:
         raise Mistake(f"--targets must be among {', '.join(TARGETS)}; got {sorted(unknown)}")

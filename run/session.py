@@ -11,43 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import Batches
+from model.gpt import GPT
 from run.config import NEW_MODEL, Mistake, check
+from run.device import NAMES, choose_device, choose_precision, peak_mb
 
 COLUMNS = ("step", "loss", "held_out_nll", "learning_rate", "grad_norm", "graded_tokens", "seconds")
-
-
-def choose_device(name: str) -> torch.device:
-    """'auto' takes a CUDA GPU, else an Apple GPU, else the CPU. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        if torch.device(name).type not in ("cuda", "mps", "cpu"):
-            raise RuntimeError("it is none of cuda, mps and cpu")
-        torch.empty(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Mistake(f"--device {name} is not usable here: {str(error).splitlines()[0]}") from None
-
-
-def peak_mb(device: torch.device) -> float | None:
-    """The most memory, in MB (10^6 bytes), that this process has held so far: of a CUDA GPU, or else of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts it in bytes
-    return None
 
 
 class Session:
@@ -65,8 +37,16 @@ class Session:
         torch.manual_seed(config.seed)
         self.graded_tokens = 0  # so far, in training
 
-    def begin(self, model: nn.Module, batches: Batches) -> None:
-        """Opens the run folder, now that everything is there to run, and prints what learns and for how long."""
+    def begin(self, model: GPT, batches: Batches) -> None:
+        """Opens the run folder, now that everything is there to run, tells the model how to compute, and prints what
+        learns, for how long and in which precision."""
+        model.precision, why = choose_precision(self.config.precision, self.device, model.config.n_embd)
+        model.checkpoint_activations = self.config.checkpoint_activations
+        if self.config.compile:
+            for block in model.blocks:
+                block.compile()
+        # in fp16 a gradient may overflow: the scaler then leaves the step out and tries half the scale, from 2^16 down
+        self.overflows, self.overflows_allowed = 0, 16 if model.precision == torch.float16 else 0
         self.out.mkdir(parents=True, exist_ok=True)
         settings = dataclasses.asdict(self.config)
         if settings["init_from"]:
@@ -78,7 +58,8 @@ class Session:
         epochs = self.config.steps * self.config.micro_batches / batches.per_epoch
         print(
             f"{self.out}: {self.trainable:,} of {self.total:,} parameters learn ({self.trainable / self.total:.1%}), "
-            f"{self.config.steps:,} steps = {epochs:.1f} epochs of {len(batches.examples):,} examples, on {self.device}"
+            f"{self.config.steps:,} steps = {epochs:.1f} epochs of {len(batches.examples):,} examples, "
+            f"on {self.device} in {NAMES[model.precision]} ({why})"
         )
 
     def write(self, name: str, text: str) -> None:
@@ -91,21 +72,30 @@ class Session:
         yield from self.progress
 
     def log(
-        self, step: int, loss: float, n_graded: int, learning_rate: float, grad_norm: float, held_out_nll: float | None
+        self,
+        step: int,
+        loss: Tensor,
+        n_graded: int,
+        learning_rate: float,
+        grad_norm: Tensor,
+        held_out_nll: float | None,
     ) -> None:
         """Writes a row of metrics.csv and moves the progress line on. Losses in nats a token.
 
         Raises a Mistake when the loss or the gradient is not finite: nothing good can be learned or saved after that.
         """
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        # the first line of a step that waits for the device
+        self.overflows = 0 if math.isfinite(grad_norm) else self.overflows + 1
+        if not math.isfinite(loss) or self.overflows > self.overflows_allowed:
             raise Mistake(
-                f"step {step} has loss {loss} and gradient {grad_norm} at learning rate {learning_rate:.2g}: training "
-                f"diverged and is not saved; try a lower --learning-rate, and another --out (or delete {self.out})"
+                f"step {step} has loss {loss:.4g} and gradient {grad_norm:.4g} at learning rate {learning_rate:.2g}: "
+                "training diverged and is not saved; try a lower --learning-rate, and another --out (or delete "
+                f"{self.out})"
             )
         done, steps = step + 1, self.config.steps
         self.seconds = time.perf_counter() - self.started
         self.graded_tokens += n_graded
-        self._row(step, loss, held_out_nll, learning_rate, grad_norm)
+        self._row(step, loss.item(), held_out_nll, learning_rate, grad_norm.item())
         state = f"loss {loss:.3f}, {self.graded_tokens / self.seconds:,.0f} graded tokens/s"
         self.progress.set_postfix_str(state, refresh=False)
         if self.progress.disable and (done == steps or done % max(1, steps // 10) == 0):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.generate import KVCache, generate, next_token_logits, pick
+from model.generate import KVCache, generate, lay_out_for_generation, padded, pick
 from model.lora import apply_lora, lora_state_dict, merge
 
 PROMPTS = [[5, 17, 3, 8, 60], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
@@ -24,15 +24,16 @@ def test_cached_logits_equal_uncached_at_every_step_with_ragged_prompts(model, a
     if adapter == "merged":
         merge(model)
     model.eval()
-    rows, unread = [list(prompt) for prompt in PROMPTS], PROMPTS
-    cache = KVCache(model, len(rows), model.config.block_size)
+    rows = [list(prompt) for prompt in PROMPTS]
+    cache = KVCache(model, [len(row) for row in rows], model.config.block_size)
+    tokens, last = padded(rows, torch.device("cpu"))
     with torch.no_grad():
         for _ in range(model.config.block_size - len(PROMPTS[2])):
-            logits = next_token_logits(model, unread, cache)
+            logits = model(tokens, last, cache=cache)
             for row, cached in zip(rows, logits, strict=True):
                 torch.testing.assert_close(cached, uncached(model, row), rtol=1e-4, atol=1e-4)
                 row.append(int(cached.argmax()))
-            unread = [row[-1:] for row in rows]
+            tokens, last = torch.tensor([row[-1:] for row in rows]), torch.ones(len(rows), 1, dtype=torch.bool)
 
 
 def test_greedy_rows_of_a_batch_equal_the_same_rows_alone_also_past_the_block(model):
@@ -77,3 +78,11 @@ def test_top_k_top_p_and_temperature_choose_from_the_tokens_they_promise():
 def test_the_same_generator_seed_writes_the_same_text(model):
     write = lambda seed: generate(model, PROMPTS, 8, temperature=1.0, generator=torch.Generator().manual_seed(seed))  # noqa: E731
     assert write(1) == write(1) != write(2)
+
+
+def test_the_layout_for_generation_changes_no_value_and_no_answer(model):
+    before, answers = {k: v.clone() for k, v in model.state_dict().items()}, generate(model, PROMPTS, 20)
+    lay_out_for_generation(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert generate(model, PROMPTS, 20) == answers
+    assert model.blocks[0].mlp.up_proj.weight.T.is_contiguous()

@@ -41,7 +41,7 @@ def test_the_evaluator_is_the_mean_cross_entropy_of_the_graded_tokens(base, inst
     """F.cross_entropy is the oracle."""
     model, tokenizer = load_run(base, "", torch.device("cpu"))
     examples, _ = from_instructions(instructions, tokenizer, 192, 0.1)
-    inputs, targets, graded = collate(examples)
+    inputs, targets, graded, _ = collate(examples)
     expected = torch.nn.functional.cross_entropy(model(inputs)[graded], targets[graded])
     assert token_nll(model, examples, 2) == pytest.approx(expected.item(), rel=1e-6)
 

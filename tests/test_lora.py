@@ -168,18 +168,82 @@ def test_an_unknown_target_is_refused_by_name_and_the_tied_embedding_is_none(mod
         apply_lora(model, r=0, alpha=7, dropout=0.0)
 
 
-def test_full_rank_lora_with_identity_A_takes_exactly_the_step_of_full_finetuning():
-    """r = d_in, A = I and frozen, scaling 1, plain SGD: B moves as W would have moved, difference exactly 0."""
+def grown(model, tokens, fused, monkeypatch):
+    """Logits, and the gradients of what learns, through FusedLoRA or step by step through LowRank."""
+    monkeypatch.setattr(LoRALinear, "fused", fused)
+    model.zero_grad()
+    logits = model(tokens)
+    logits.square().mean().backward()
+    return [logits, *(parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad)]
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("v_proj", "down_proj")])
+def test_fused_lora_equals_the_equation_step_by_step_forward_and_backward(model, tokens, targets, monkeypatch):
+    apply_lora(model.double(), r=3, alpha=7, dropout=0.0, targets=targets)
+    randomise(model)
+    by_hand, by_autograd = (grown(model, tokens, fused, monkeypatch) for fused in (True, False))
+    assert len(by_hand) == 1 + 2 * 2 * len(targets)
+    for one, other in zip(by_hand, by_autograd, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_fused_lora_equals_the_equation_in_bf16_as_nearly_as_bf16_tells(model, tokens, monkeypatch):
+    apply_lora(model, r=3, alpha=7, dropout=0.0)
+    randomise(model)
+    exact = grown(model, tokens, False, monkeypatch)
+    model.precision = torch.bfloat16
+    distances = []
+    for fused in (True, False):
+        rounded = grown(model, tokens, fused, monkeypatch)
+        assert all(tensor.dtype == torch.float32 for tensor in rounded)
+        distances.append(sum((one - other).norm() / other.norm() for one, other in zip(rounded, exact, strict=True)))
+    assert 0 < distances[0] < 1.5 * distances[1]
+
+
+def test_lora_keeps_x_and_z_for_the_gradients_and_nothing_else(model):
+    apply_lora(model, r=3, alpha=7, dropout=0.0, targets=("up_proj",))
+    layer, x, kept = model.blocks[0].mlp.up_proj, torch.randn(5, 12, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        layer(x)
+    weights_ = {tensor.data_ptr() for tensor in layer.parameters()}
+    assert [tuple(tensor.shape) for tensor in kept if tensor.data_ptr() not in weights_] == [(5, 12), (3, 5)]
+
+
+def test_the_gradient_of_a_frozen_matrix_is_never_computed(model, tokens):
+    """A third of a full step's work in the linear layers, and what LoRA saves."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def flops():
+        with FlopCounterMode(display=False) as counter:
+            model(tokens).square().mean().backward()
+        return counter.get_total_flops()
+
+    full = flops()
+    apply_lora(model, r=1, alpha=1, dropout=0.0)
+    N, head, linears = 32, 12 * 61, 2 * 12 * 12 * 12
+    # of the six thin products a layer, this counter does not see the two that are added in place
+    thin = 4 * N * sum(sum(p.shape) for n, p in base_state_dict(model).items() if "proj.weight" in n)
+    dx_of_the_first_layer = 3 * 2 * N * 12 * 12  # q, k and v of the first block read what does not learn
+    assert full - flops() == 2 * N * (linears + head) + dx_of_the_first_layer - thin
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_full_rank_lora_with_identity_A_takes_exactly_the_step_of_full_finetuning(monkeypatch, fused):
+    """r = d_in, A = I and frozen, scaling 1, plain SGD: B moves as W would have moved, difference exactly 0. All
+    numbers are small and whole: their sums are exact in whatever order they are made."""
     torch.manual_seed(0)
     full = nn.Linear(24, 10)
+    for parameter in full.parameters():
+        parameter.data = torch.randint(-8, 9, parameter.shape).float()
     linear = nn.Linear(24, 10)
     linear.load_state_dict(full.state_dict())
     lora = nn.Sequential(linear)
+    monkeypatch.setattr(LoRALinear, "fused", fused)
     apply_lora(lora, r=24, alpha=24, dropout=0.0, targets=("0",))
     thin = lora[0].adapters["default"]
     thin.lora_A.data.copy_(torch.eye(24))
     thin.lora_A.requires_grad_(False)
-    x, lr = torch.randn(7, 24), 2.0**-4  # a power of two: lr * gradient is then exact
+    x, lr = torch.randint(-4, 5, (7, 24)).float(), 2.0**-4  # a power of two: lr * gradient is then exact
     for module, learns in ((full, full.weight), (lora, thin.lora_B)):
         module(x).square().sum().backward()
         torch.optim.SGD([learns], lr=lr).step()

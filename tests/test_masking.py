@@ -27,7 +27,7 @@ def load(instructions):
 def test_graded_targets_are_exactly_the_response_and_end_of_text(instructions):
     """Trap 1: after the shift, the first response token is graded, and is predicted from the prompt's last."""
     responses = []
-    for inputs, targets, graded in in_order(load(instructions), 4):
+    for inputs, targets, graded, _ in in_order(load(instructions), 4):
         for row in range(len(inputs)):
             responses.append(BYTES.decode(targets[row][graded[row]].tolist()))
             first = graded[row].int().argmax()
@@ -40,9 +40,9 @@ def test_text_is_graded_everywhere_and_each_token_once(text):
     train, held_out = from_text(text, BYTES, block_size=192, held_out=0.1)
     for part in (train, held_out):
         batches = list(in_order(part, 5))
-        n_graded = sum(int(graded.sum()) for _, _, graded in batches)
+        n_graded = sum(int(graded.sum()) for _, _, graded, _ in batches)
         assert n_graded == len(part.tokens) - 1
-        said = [targets[row][graded[row]].tolist() for _, targets, graded in batches for row in range(len(targets))]
+        said = [targets[row][graded[row]].tolist() for _, targets, graded, _ in batches for row in range(len(targets))]
         assert [token for row in said for token in row] == part.tokens[1:].tolist()
     assert held_out.tokens[-1] == BYTES.eot_token
     whole = Path(text).read_bytes()
@@ -55,8 +55,8 @@ def corrupt(monkeypatch, where):
 
     def corrupted(self, step):
         return [
-            (inputs, torch.where(where(graded), (targets + 7) % 256, targets), graded)
-            for inputs, targets, graded in plain(self, step)
+            (inputs, torch.where(where(graded), (targets + 7) % 256, targets), graded, positions)
+            for inputs, targets, graded, positions in plain(self, step)
         ]
 
     monkeypatch.setattr(Batches, "of_step", corrupted)
@@ -85,7 +85,7 @@ def test_the_loss_in_the_scripts_is_cross_entropy_over_the_graded_tokens(train, 
     """F.cross_entropy is the oracle; the step holds all examples, so their order does not matter."""
     _, run = train("sft", steps=1, batch_size=16)
     examples, _ = from_instructions(instructions, tokenizer_of(base), 192, 0.1)
-    inputs, targets, graded = collate(examples)
+    inputs, targets, graded, _ = collate(examples)
     logits = load_model(base)(inputs)
     expected = F.cross_entropy(logits.transpose(1, 2), targets.masked_fill(~graded, -100), ignore_index=-100)
     assert float(metrics(run, "loss")[0]) == pytest.approx(expected.item(), rel=1e-5)
@@ -93,7 +93,7 @@ def test_the_loss_in_the_scripts_is_cross_entropy_over_the_graded_tokens(train, 
 
 def test_the_end_of_every_uncut_example_is_graded(instructions):
     """Trap 3: padding and end-of-text may share an id, so grading must come from lengths and never from ids."""
-    for _, targets, graded in in_order(load(instructions), 4):
+    for _, targets, graded, _ in in_order(load(instructions), 4):
         ends = (targets == BYTES.eot_token) & graded
         assert ends.sum(-1).tolist() == [1] * len(targets)
 
@@ -128,7 +128,7 @@ def test_examples_that_do_not_fit_are_cut_or_skipped_and_counted(tmp_path, capsy
     path = tmp_path / "long.json"
     path.write_text(json.dumps(records), encoding="utf-8")
     train, held_out = from_instructions(path, BYTES, block_size=60, held_out=0.1)
-    assert sorted(len(tokens) for tokens, _ in [*train, *held_out]) == [35, 35, 61]
+    assert sorted(len(tokens) for tokens, *_ in [*train, *held_out]) == [35, 35, 61]
     said = capsys.readouterr().out
     assert "1 of 5 instructions have an empty response: skipped" in said
     assert "1 of 5 instructions have a prompt longer than --block-size 60" in said
@@ -165,7 +165,7 @@ def test_sft_with_the_prompt_graded_too_is_the_language_model_loss(train, instru
 
     def all_graded(*args):
         parts = from_instructions(*args)
-        return [[Example(tokens, np.ones(len(tokens), bool)) for tokens, _ in part] for part in parts]
+        return [[Example(tokens, np.ones(len(tokens), bool)) for tokens, *_ in part] for part in parts]
 
     monkeypatch.setattr(train_pretrain.examples, "from_text", all_graded)
     settings = {"learning_rate": 1e-3, "steps": 4}

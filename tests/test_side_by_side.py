@@ -15,6 +15,7 @@ BUDGETS = {(PRETRAIN, SFT): 30, (SFT, LORA): 24}
 # What a changed line may be about. A line that none of these explains is noise, and fails the test.
 CONCEPTS = {
     "which method it is": r"Pretraining:|\(SFT\):|^LoRA:|^python train_\w+\.py ",
+    "how rows are filled": r"^pack: |config\.pack",
     "what is graded": r"^# graded: |from_te|from_in|grade_prompt|^(text|instructions): str|^(if config\.text|else):$",
     "where it starts": r"init_from|\bGPT|load_tokenizer|^(tokenizer|n_layer|n_head|n_embd): |^shape = |^else:$",
     "what learns": r"apply_lora|requires_grad_\(True\)|^(r|alpha|lora_dropout|targets): ",
@@ -86,6 +87,6 @@ def test_every_field_of_a_config_is_used(script):
 
 
 def test_the_loss_is_written_out_and_stands_in_the_loop():
-    assert "nll = logits.logsumexp(-1) - logits.gather(-1, targets[graded]" in sections(SFT)["loop"]
+    assert "nll = -logits.log_softmax(-1).gather(-1, targets[graded]" in sections(SFT)["loop"]
     runtime = [p for p in ROOT.rglob("*.py") if not {".venv", "tests"} & set(p.relative_to(ROOT).parts)]
     assert not [p for p in runtime if "cross_entropy" in p.read_text(encoding="utf-8")]

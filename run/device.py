@@ -1,0 +1,65 @@
+"""Where a run computes and in which precision: chosen by itself, or as asked."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from run.config import Mistake
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' takes a CUDA GPU, else an Apple GPU, else the CPU. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        if torch.device(name).type not in ("cuda", "mps", "cpu"):
+            raise RuntimeError("it is none of cuda, mps and cpu")
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise Mistake(f"--device {name} is not usable here: {str(error).splitlines()[0]}") from None
+
+
+def peak_mb(device: torch.device) -> float | None:
+    """The most memory, in MB (10^6 bytes), that this process has held so far: of a CUDA GPU, or else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts it in bytes
+    return None
+
+
+def choose_precision(name: str, device: torch.device, n_embd: int) -> tuple[torch.dtype, str]:
+    """The precision of matrix products, and why. Weights, gradients, the optimizer and the loss are fp32 in any case.
+
+    'auto' takes bf16 where the device has units for it and the model is wide enough to gain (n_embd channels), fp16 on
+    older CUDA GPUs, else fp32. bf16 has fp32's range and 8 bits of mantissa; fp16 has 11, but overflows at 65,504.
+    """
+    if name != "auto":
+        return PRECISIONS[name], "as asked"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)  # is_bf16_supported() would count emulation
+        has_bf16 = major >= 8
+        return torch.bfloat16 if has_bf16 else torch.float16, f"a GPU of compute capability {major}.{minor}"
+    units = cpu_bf16_units() if device.type == "cpu" else []
+    if units and n_embd >= 256:
+        return torch.bfloat16, f"a CPU with {units[0]}"
+    return torch.float32, f"too narrow to gain from {units[0]}" if units else "no bf16 units are known of"
+
+
+def cpu_bf16_units() -> list[str]:
+    """What this CPU multiplies bf16 with: amx_bf16 or avx512_bf16, both, or nothing."""
+    capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()
+    return [unit for unit in ("amx_bf16", "avx512_bf16") if capabilities.get(unit)]

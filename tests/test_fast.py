@@ -1,0 +1,285 @@
+"""Every fast path computes what the plain one does: packing, checkpointing, precision, compiling."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import metrics, weights
+
+from data.batches import Batches, collate
+from data.examples import Example, from_instructions, graded_everywhere, packed
+from data.tokenizer import load_tokenizer
+from model.gpt import CausalSelfAttention
+from model.lora import apply_lora, lora_state_dict
+from run.config import Mistake
+from run.device import choose_precision, cpu_bf16_units
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# ---- packing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short():
+    """Twenty examples of 3 to 8 tokens below 61, the first half of each not graded."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for n in rng.integers(3, 9, 20):
+        examples.append(Example(rng.integers(0, 61, n), np.arange(n) >= n // 2))
+    return examples
+
+
+def nll_of(model, examples):
+    """The NLL of every graded token, in no order, and the gradients of their sum."""
+    model.zero_grad()
+    inputs, targets, graded, positions = collate(examples)
+    nll = -model(inputs, graded, positions).log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)
+    nll.sum().backward()
+    return nll.sort().values, gradients(model)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("grade", [list, graded_everywhere])
+def test_packed_equals_separate(model, short, grade, fused, monkeypatch):
+    """Trap 15: every graded token has the loss that it has alone, and the gradients are the same."""
+    monkeypatch.setattr(CausalSelfAttention, "fused", fused)
+    examples = grade(short)
+    rows = packed(examples, 16)
+    assert len(rows) < 10 and max(len(row.tokens) for row in rows) > 14
+    packed_nll, packed_gradients = nll_of(model, rows)
+    for example in examples:
+        model.zero_grad()
+        alone, _ = nll_of(model, [example])
+        for value in alone:
+            assert (packed_nll - value).abs().min() < 1e-5
+    nll, expected = nll_of(model, examples)
+    torch.testing.assert_close(packed_nll, nll)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_no_example_of_a_packed_row_sees_another(model, short):
+    """Trap 15 again: another example's tokens change, this one's logits stay to the bit."""
+    row = max(packed(short, 16), key=lambda row: (row.positions == 0).sum())
+    starts = np.flatnonzero(row.positions == 0)
+    assert len(starts) >= 3
+    inputs, _, _, positions = collate([row])
+    logits = model(inputs, positions=positions)
+    changed = inputs.clone()
+    changed[0, : starts[1]] = (changed[0, : starts[1]] + 1) % 61
+    changed_logits = model(changed, positions=positions)
+    assert torch.equal(logits[:, starts[1] :], changed_logits[:, starts[1] :])
+    assert not torch.equal(logits[:, : starts[1]], changed_logits[:, : starts[1]])
+
+
+def test_packing_loses_no_example_grades_nothing_across_a_seam_and_fills_rows(instructions):
+    train, _ = from_instructions(instructions, load_tokenizer("bytes"), 192, 0.1)
+    for examples in (train, graded_everywhere(train)):
+        rows = packed(examples, 192)
+        found = []
+        for row in rows:
+            assert len(row.tokens) == len(row.graded) == len(row.positions) <= 193
+            assert not row.graded[row.positions == 0].any(), "the first token of an example is only read"
+            cuts = np.flatnonzero(row.positions == 0)[1:]
+            found += [tokens.tolist() for tokens in np.split(row.tokens, cuts)]
+        assert sorted(found) == sorted(example.tokens.tolist() for example in examples)
+        n_graded = sum(int(example.graded[1:].sum()) for example in examples)
+        assert n_graded == sum(int(row.graded.sum()) for row in rows)
+    best = -(-sum(len(example.tokens) for example in train) // 193)
+    assert len(rows) <= best + 1
+
+
+@pytest.mark.parametrize("method", ["sft", "lora_sft"])
+def test_a_step_on_packed_rows_is_the_step_on_padded_ones(train, method):
+    """Through the scripts: one step over all examples, one a row or several."""
+    _, padded = train(method, steps=1, batch_size=9)
+    _, rows = train(method, steps=1, batch_size=9, pack=True)
+    for column in ("loss", "grad_norm", "graded_tokens"):
+        assert float(metrics(padded, column)[0]) == pytest.approx(float(metrics(rows, column)[0]), rel=1e-5)
+    for name, tensor in weights(padded).items():
+        torch.testing.assert_close(tensor, weights(rows)[name], rtol=0, atol=2e-5)
+
+
+def test_packing_a_text_is_refused(train):
+    with pytest.raises(Mistake, match="--pack is for --instructions"):
+        train("lora", pack=True)
+
+
+# ---- activation checkpointing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_checkpointed_gradients_are_the_same_also_with_a_frozen_base(model, frozen):
+    """Trap 16: reentrant checkpointing would leave a model with a frozen embedding without any gradient."""
+    tokens = torch.randint(61, (3, 16))
+    if frozen:
+        apply_lora(model, r=3, alpha=7, dropout=0.0)
+        for tensor in lora_state_dict(model).values():
+            torch.nn.init.normal_(tensor, std=0.3)
+    found = []
+    for checkpointed in (False, True):
+        model.checkpoint_activations = checkpointed
+        model.zero_grad()
+        model(tokens).square().mean().backward()
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys() and len(found[0]) == (24 if frozen else 36)
+    assert all(gradient.any() for gradient in found[1].values())
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+
+
+def test_checkpointing_keeps_only_what_enters_a_block(model):
+    """Counted in bytes that wait for the backward pass."""
+    tokens, kept = torch.randint(61, (3, 16)), {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    bytes_of = []
+    for checkpointed in (False, True):
+        model.checkpoint_activations, _ = checkpointed, kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.hidden(tokens)
+        own = {parameter.data_ptr() for parameter in model.parameters()}
+        bytes_of.append(sum(n for pointer, n in kept.items() if pointer not in own))
+    assert bytes_of[1] < bytes_of[0] / 5
+
+
+@pytest.mark.parametrize("method", ["pretrain", "sft", "lora", "lora_sft"])
+def test_a_checkpointed_run_is_bit_equal_also_with_dropout(train, method):
+    _, plain = train(method, dropout=0.1)
+    _, checkpointed = train(method, dropout=0.1, checkpoint_activations=True)
+    assert all(torch.equal(tensor, weights(checkpointed)[name]) for name, tensor in weights(plain).items())
+
+
+# ---- precision ---------------------------------------------------------------------------------------------------
+
+
+def on_a_gpu_of(capability, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    return torch.device("cuda")
+
+
+def test_auto_precision_is_what_the_device_does_well(monkeypatch):
+    dtype_of = lambda device, n_embd: choose_precision("auto", device, n_embd)[0]  # noqa: E731
+    assert dtype_of(on_a_gpu_of((8, 0), monkeypatch), 64) == torch.bfloat16
+    assert dtype_of(on_a_gpu_of((9, 0), monkeypatch), 64) == torch.bfloat16
+    assert dtype_of(on_a_gpu_of((7, 5), monkeypatch), 64) == torch.float16
+    assert dtype_of(torch.device("mps"), 768) == torch.float32
+    for units in ({"amx_bf16": True}, {"avx512_bf16": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units, raising=False)
+        assert dtype_of(CPU, 768) == torch.bfloat16
+        assert dtype_of(CPU, 128) == torch.float32
+        assert choose_precision("fp32", CPU, 768) == (torch.float32, "as asked")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False}, raising=False)
+    assert choose_precision("auto", CPU, 768) == (torch.float32, "no bf16 units are known of")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert cpu_bf16_units() == []
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("method", ["pretrain", "sft", "lora_sft"])
+def test_a_lower_precision_learns_as_fp32_does_and_saves_fp32(train, method, precision, capsys):
+    settings = {"steps": 30, "learning_rate": 3e-3}
+    _, exact = train(method, precision="fp32", **settings)
+    _, lower = train(method, precision=precision, **settings)
+    assert f"on cpu in {precision} (as asked)" in capsys.readouterr().out
+    losses = [[float(loss) for loss in metrics(run, "loss")] for run in (exact, lower)]
+    assert losses[0] != losses[1], "it did compute otherwise"
+    assert losses[0][-1] < losses[0][0] - 0.1
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(lower).values())
+
+
+def test_logits_are_fp32_in_any_precision_and_matrix_products_are_not(model):
+    model.precision = torch.bfloat16
+    seen = []
+    model.blocks[0].mlp.up_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    assert model(torch.randint(61, (2, 9))).dtype == torch.float32
+    assert seen == [torch.bfloat16]
+
+
+def test_in_fp16_a_step_that_overflows_is_left_out_and_the_next_one_counts(train, monkeypatch):
+    """The scaler's own start, 65,536, made far too large."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **how: scaler(*args, init_scale=2.0**31, **how))
+    _, run = train("sft", precision="fp16", steps=20)
+    norms = metrics(run, "grad_norm")
+    skipped = sum(norm in ("inf", "nan") for norm in norms)
+    assert 0 < skipped < 17 and norms[-1] not in ("inf", "nan")
+
+
+def test_in_fp16_a_gradient_that_never_becomes_finite_ends_the_run(train, monkeypatch):
+    plain = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: plain(*args) * float("nan"))
+    with pytest.raises(Mistake, match=r"step 16 has loss [\d.]+ and gradient nan"):
+        train("sft", precision="fp16", steps=20)
+    with pytest.raises(Mistake, match=r"step 0 has loss [\d.]+ and gradient nan"):
+        train("sft", precision="fp32", steps=20)
+
+
+def test_an_unknown_precision_is_refused(train):
+    with pytest.raises(Mistake, match="--precision must be auto, fp32, bf16 or fp16, got 'int8'"):
+        train("sft", precision="int8")
+
+
+# ---- compiling ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_ours_imports_the_compiler_unless_asked():
+    """Half a second and more of each start. (PyTorch's own optimizers import it when one is made.)"""
+    code = """
+import sys, torch, train_pretrain, train_sft, train_lora, evaluate, sample
+from model.gpt import GPT, GPTConfig
+from model.generate import generate
+from model.lora import apply_lora
+model = GPT(GPTConfig(61, 16, 1, 2, 12))
+apply_lora(model, 2, 4, 0.0)
+model(torch.ones(2, 9, dtype=torch.long)).sum().backward()
+generate(model, [[1, 2], [3]], 4)
+print("compiler:", "torch._dynamo" in sys.modules, "plots:", "matplotlib" in sys.modules)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert out == "compiler: False plots: False\n"
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_compiled_blocks_compute_what_plain_ones_do(model):
+    tokens = torch.randint(61, (3, 16))
+    model.hidden(tokens).square().mean().backward()
+    plain = gradients(model)
+    for block in model.blocks:
+        block.compile()
+    model.zero_grad()
+    model.hidden(tokens).square().mean().backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_flag_compiles_every_block_and_nothing_is_compiled_without_it(train, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    train("lora_sft")
+    assert compiled == []
+    train("lora_sft", compile=True)
+    assert compiled == ["Block", "Block"]
+
+
+def test_padding_of_built_in_instructions_is_below_3_percent():
+    root = ROOT / "data" / "builtin"
+    tokenizer = load_tokenizer(str(root / "tokenizer.tiktoken"))
+    train, _ = from_instructions(root / "instructions.json", tokenizer, 128, 0.1)
+    batches = Batches(train, batch_size=8, micro_batches=1, seed=0)
+    shapes = [batches.of_step(step)[0][0].shape for step in range(batches.per_epoch)]
+    assert 1 - sum(len(example.tokens) - 1 for example in train) / sum(shape.numel() for shape in shapes) < 0.03
