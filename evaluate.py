@@ -15,7 +15,7 @@ import torch
 from data.batches import in_order
 from data.examples import Example, Instruction, from_instructions, from_text, instruction_example, render_prompt
 from model.generate import generate
-from model.gpt import GPT
+from model.gpt import GPT, evaluating
 from run.checkpoint import load_run
 from run.config import check, command_line
 from run.device import choose_device
@@ -28,16 +28,14 @@ def token_nll(model: GPT, examples: Sequence[Example], batch_size: int) -> float
     The sum over all tokens is divided once by their number: the value does not depend on batch_size. The model's mode
     and the random state are as before afterwards.
     """
-    was_training, device = model.training, model.wte.weight.device
-    model.eval()
-    total, n_graded = 0.0, 0
-    for batch in in_order(examples, batch_size):
-        inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)
-        logits = model(inputs, graded, positions)  # (N, V)
-        nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
-        total += nll.sum(dtype=torch.float64 if device.type != "mps" else None).item()
-        n_graded += len(nll)
-    model.train(was_training)
+    device, total, n_graded = model.wte.weight.device, 0.0, 0
+    with evaluating(model):
+        for batch in in_order(examples, batch_size):
+            inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)
+            logits = model(inputs, graded, positions)  # (N, V)
+            nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+            total += nll.sum(dtype=torch.float64 if device.type != "mps" else None).item()
+            n_graded += len(nll)
     return total / n_graded
 
 

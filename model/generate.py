@@ -10,16 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.gpt import GPT
+from model.gpt import GPT, evaluating
 
 
 class LayerKV:
     """One layer's keys and values, (B, H, room, D) each, of which the first `end` are filled."""
 
     def __init__(self, model: GPT, B: int, room: int) -> None:
-        config = model.config
+        config, weight = model.config, model.wte.weight
+        dtype = weight.dtype if model.precision == torch.float32 else model.precision
         shape = (B, config.n_head, room, config.n_embd // config.n_head)
-        self.keys = torch.empty(shape, device=model.wte.weight.device, dtype=model.precision)
+        self.keys = torch.empty(shape, device=weight.device, dtype=dtype)
         self.values = torch.empty_like(self.keys)
         self.end = 0
 
@@ -110,13 +111,12 @@ def generate(
     """
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
-    was_training, device = model.training, model.wte.weight.device
-    model.eval()
+    device = model.wte.weight.device
     rows, done = [list(prompt) for prompt in prompts], [False] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths)
     cache: KVCache | None = KVCache(model, lengths, longest + max_new_tokens)
-    with model.autocast():  # around all of it, so that weights in another precision are made once, not for every token
+    with evaluating(model), model.autocast():  # around all: weights in another precision are made once, not every token
         graded: Tensor | None  # which positions' logits are computed: each row's last
         tokens, graded = padded(rows, device)  # (B, T) each
         for _ in range(max_new_tokens):
@@ -131,6 +131,5 @@ def generate(
             if all(done):
                 break
             tokens, graded, longest = new[:, None], None, longest + 1
-    model.train(was_training)
     answers = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
     return [answer[: answer.index(stop)] if stop in answer else answer for answer in answers]

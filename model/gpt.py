@@ -5,7 +5,8 @@ Shapes:  B batch · T time (tokens in a row) · C channels (n_embd) · H heads �
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -137,7 +138,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is; also the head (tied)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks: list[Block] = nn.ModuleList(Block(config) for _ in range(config.n_layer))  # type: ignore[assignment]
         self.ln_f = nn.LayerNorm(config.n_embd)
         self._init_weights()
 
@@ -200,3 +201,14 @@ class GPT(nn.Module):
         with self.autocast():
             logits = F.linear(h, self.wte.weight)  # h Wᵀ, (B, T, V) or (N, V)
         return logits.float()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside the with block, and in the mode that was there before after it, whatever happens."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -56,7 +56,17 @@ def choose_precision(name: str, device: torch.device, n_embd: int) -> tuple[torc
     units = cpu_bf16_units() if device.type == "cpu" else []
     if units and n_embd >= 256:
         return torch.bfloat16, f"a CPU with {units[0]}"
-    return torch.float32, f"too narrow to gain from {units[0]}" if units else "no bf16 units are known of"
+    return (
+        torch.float32,
+        f"{units[0]} does not always gain below 256 channels" if units else "no bf16 units are known of",
+    )
+
+
+def fused_attention_pays(precision: torch.dtype, device: torch.device, row_length: int) -> bool:
+    """Whether attention's fused kernel is the faster one: always but in bf16 on a CPU with avx512_bf16 and no amx_bf16.
+    There its backward pass takes two to five times as long as matrix products do, in rows of up to 256 tokens."""
+    slow = precision == torch.bfloat16 and device.type == "cpu" and "amx_bf16" not in cpu_bf16_units()
+    return not slow or row_length > 256
 
 
 def cpu_bf16_units() -> list[str]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data.batches import Batches
 from model.gpt import GPT
 from run.config import NEW_MODEL, Mistake, check
-from run.device import NAMES, choose_device, choose_precision, peak_mb
+from run.device import NAMES, choose_device, choose_precision, fused_attention_pays, peak_mb
 
 COLUMNS = ("step", "loss", "held_out_nll", "learning_rate", "grad_norm", "graded_tokens", "seconds")
 
@@ -42,8 +42,10 @@ class Session:
         learns, for how long and in which precision."""
         model.precision, why = choose_precision(self.config.precision, self.device, model.config.n_embd)
         model.checkpoint_activations = self.config.checkpoint_activations
-        if self.config.compile:
-            for block in model.blocks:
+        fused = fused_attention_pays(model.precision, self.device, self.config.block_size)
+        for block in model.blocks:
+            block.attn.fused = block.attn.fused and fused
+            if self.config.compile:
                 block.compile()
         # in fp16 a gradient may overflow: the scaler then leaves the step out and tries half the scale, from 2^16 down
         self.overflows, self.overflows_allowed = 0, 16 if model.precision == torch.float16 else 0

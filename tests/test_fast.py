@@ -13,10 +13,11 @@ from conftest import metrics, weights
 from data.batches import Batches, collate
 from data.examples import Example, from_instructions, graded_everywhere, packed
 from data.tokenizer import load_tokenizer
+from model import gpt
 from model.gpt import CausalSelfAttention
 from model.lora import apply_lora, lora_state_dict
 from run.config import Mistake
-from run.device import choose_precision, cpu_bf16_units
+from run.device import choose_precision, cpu_bf16_units, fused_attention_pays
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -186,6 +187,20 @@ def test_auto_precision_is_what_the_device_does_well(monkeypatch):
     assert choose_precision("auto", CPU, 768) == (torch.float32, "no bf16 units are known of")
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert cpu_bf16_units() == []
+
+
+def test_attention_is_written_out_in_bf16_on_a_cpu_without_amx_and_rows_are_short(train, monkeypatch, base):
+    written_out = []
+    plain = gpt.written_out_attention
+    monkeypatch.setattr(gpt, "written_out_attention", lambda *args: written_out.append(1) or plain(*args))
+    for units, precision, expected in [("amx_bf16", "bf16", False), ("avx512_bf16", "bf16", True), ("", "fp32", False)]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: {units: True}, raising=False)
+        written_out.clear()
+        train("sft", precision=precision)
+        assert bool(written_out) is expected
+    assert not fused_attention_pays(torch.bfloat16, CPU, 256)
+    assert fused_attention_pays(torch.bfloat16, CPU, 257)
+    assert fused_attention_pays(torch.bfloat16, torch.device("cuda"), 256)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -60,6 +60,9 @@ def test_generation_ends_at_stop_without_it_and_restores_the_mode(model):
         assert model.training is mode
     with pytest.raises(ValueError, match="at least one token"):
         generate(model, [[1], []], 3)
+    with pytest.raises(IndexError):
+        generate(model.train(), [[61]], 3)
+    assert model.training, "whatever happens"
 
 
 def test_top_k_top_p_and_temperature_choose_from_the_tokens_they_promise():

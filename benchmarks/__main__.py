@@ -1,0 +1,278 @@
+"""This project beside the libraries a user would pick instead, on the same work in one process.
+
+    python -m benchmarks train|lora|sft|generate|memory|startup --shape tiny|small|gpt2
+
+Needs benchmarks/requirements.txt. Prints a Markdown table and the ratios with their spread: the median over the rounds
+and, in brackets, the middle half of them. What came out, and on which machine, is in benchmarks/README.md.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks import contestants as who
+from benchmarks.contestants import BF16, FP32, SHAPES, Shape
+from benchmarks.measure import Contestant, machine, matmul_peak, quartiles, race, times
+from data.examples import instruction_example, packed, read_instructions
+from data.tokenizer import load_tokenizer
+from run.device import peak_mb
+
+BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", choices=["train", "lora", "sft", "generate", "memory", "startup"])
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="size of the model and its batches")
+    parser.add_argument("--rows", type=int, help="rows a batch, instead of the shape's own")
+    parser.add_argument("--tokens", type=int, help="tokens a row, instead of the shape's own")
+    parser.add_argument("--rounds", type=int, default=15, help="steps of each contestant that count")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--compile", action="store_true", help="train: one more contestant, with compiled blocks")
+    parser.add_argument("--nanogpt", metavar="DIR", help="train: a checkout of nanoGPT to measure, too")
+    parser.add_argument("--instructions", default=str(BUILTIN / "instructions.json"), help="sft: what to learn from")
+    parser.add_argument("--tokenizer", default=str(BUILTIN / "tokenizer.tiktoken"), help="sft: gpt2, bytes or a file")
+    parser.add_argument("--preamble", default="", help="sft: put before each instruction, as Alpaca's template does")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="generate: prompts at once")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    shape, device = SHAPES[args.shape], torch.device(args.device)
+    shape = shape._replace(B=args.rows or shape.B, T=args.tokens or shape.T)
+    print(f"{args.work}, {args.shape}: {shape}\n{machine(device)}\n")
+    {"train": train, "lora": lora, "sft": sft, "generate": generation, "memory": memory, "startup": startup}[args.work](
+        shape, device, args
+    )
+
+
+def print_table(contestants: list[Contestant], work: str, *ratios: tuple[str, str, float | None]) -> None:
+    """A row a contestant, then a line for each ratio that was asked for, with the least that was aimed at."""
+    by_name = {contestant.name: contestant for contestant in contestants}
+    print(f"| | ms a step | {work} per second |\n| --- | ---: | ---: |")
+    for one in contestants:
+        print(f"| {one.name} | {1000 * quartiles(one.seconds)[1]:.1f} | {quartiles(one.speeds())[1]:,.0f} |")
+    print()
+    for name, other, least in ratios:
+        if name in by_name and other in by_name:
+            aim = f", at least {least}×" if least else ""
+            print(f"- {name} : {other} = {times(by_name[name], by_name[other])}{aim}")
+    print()
+
+
+def train(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
+    """A full training step on random rows; every token is graded."""
+    rows = who.random_rows(shape, device)
+    batch = who.one_batch(rows)
+    runs = [
+        Contestant("ours", who.ours(who.our_model(shape, device), False, batch)),
+        Contestant("ours bf16", who.ours(who.our_model(shape, device, BF16), False, batch)),
+        Contestant("transformers", who.theirs(who.transformers_model(shape, device), rows, FP32)),
+        Contestant("transformers bf16", who.theirs(who.transformers_model(shape, device), rows, BF16)),
+    ]
+    if args.nanogpt:
+        runs.append(Contestant("nanoGPT", who.nanogpt(args.nanogpt, shape, rows)))
+    if args.compile:
+        compiled = who.our_model(shape, device, BF16, compiled=True)
+        runs.append(Contestant("ours bf16 compiled", who.ours(compiled, False, batch)))
+    race(runs, args.rounds, device)
+    big = args.shape == "gpt2"
+    print_table(
+        runs,
+        "tokens",
+        ("ours", "nanoGPT", 1.1 if big else 0.97),
+        ("ours", "transformers", 1.0 if big else 1.1),
+        ("ours bf16", "ours", {"tiny": None, "small": 1.9, "gpt2": 2.0}[args.shape]),
+        ("ours bf16", "transformers bf16", None),
+        ("ours bf16 compiled", "ours bf16", None),
+    )
+    for run in runs:
+        dtype = BF16 if "bf16" in run.name else FP32
+        reached, peak = quartiles(run.speeds())[1] * shape.flops_per_token(), matmul_peak(dtype, device)
+        print(f"- {run.name}: {reached / peak:.0%} of the measured matmul peak, {peak / 1e9:,.0f} GFLOP/s")
+
+
+def lora(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
+    """A LoRA step, r = 8 beside all projections, with every token graded."""
+    rows = who.random_rows(shape, device)
+    batch = who.one_batch(rows)
+    runs = [
+        Contestant("ours, full", who.ours(who.our_model(shape, device), False, batch)),
+        Contestant("ours", who.ours(who.our_model(shape, device), True, batch)),
+        Contestant("ours bf16", who.ours(who.our_model(shape, device, BF16), True, batch)),
+        Contestant("PEFT", who.theirs(who.with_peft(who.transformers_model(shape, device)), rows, FP32)),
+        Contestant("PEFT bf16", who.theirs(who.with_peft(who.transformers_model(shape, device)), rows, BF16)),
+    ]
+    race(runs, args.rounds, device)
+    big = args.shape == "gpt2"
+    print_table(
+        runs,
+        "tokens",
+        ("ours", "PEFT", 1.1 if big else 1.25),
+        ("ours bf16", "PEFT bf16", 1.4 if args.shape == "small" else None),
+        ("ours", "ours, full", 1.35 if big else None),
+    )
+
+
+def sft(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
+    """Instruction tuning on real instructions: graded tokens per second, GPT-2's vocabulary."""
+    shape = shape._replace(vocab_size=50257)
+    tokenizer = load_tokenizer(args.tokenizer)
+    records = read_instructions(args.instructions)
+    prefixed = [record._replace(instruction=args.preamble + record.instruction) for record in records]
+    examples = [instruction_example(record, tokenizer) for record in prefixed]
+    examples = [example for example in examples if len(example.tokens) <= shape.T + 1]
+    padded_batches, packed_batches = who.batches_of(examples, shape.B), who.batches_of(packed(examples, shape.T), 2)
+    n, graded = sum(len(e.tokens) - 1 for e in examples), sum(int(e.graded[1:].sum()) for e in examples)
+    rows = [padded_batches()[0].numel() for _ in range(-(-len(examples) // shape.B))]
+    print(
+        f"{len(examples)} instructions, {n / len(examples):.0f} tokens each, {graded / n:.0%} of them graded; ", end=""
+    )
+    print(f"batches of {shape.B} are {1 - n / sum(rows):.1%} padding\n")
+
+    def our(precision=FP32, lora=False, batches=None, all_logits=False):
+        loader = batches or who.batches_of(examples, shape.B)
+        return who.ours(who.our_model(shape, device, precision), lora, loader, all_logits)
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def trl(bf16=False, lora=False):
+            return who.trl(who.transformers_model(shape, device), examples, shape.B, bf16, lora, folder)
+
+        runs = [
+            Contestant("ours", our()),
+            Contestant("ours bf16", our(BF16)),
+            Contestant("ours, all logits", our(all_logits=True)),
+            Contestant("ours, packed", our(batches=packed_batches)),
+            Contestant("ours LoRA", our(lora=True)),
+            Contestant("ours LoRA bf16", our(BF16, lora=True)),
+            Contestant("TRL", trl()),
+            Contestant("TRL bf16", trl(bf16=True)),
+            Contestant("TRL with PEFT", trl(lora=True)),
+        ]
+        for run in runs:  # steps differ in length: a round is several
+            run.step = lambda step=run.step: sum(step() for _ in range(8))  # type: ignore[misc]
+        race(runs, args.rounds, device, warmup=1)
+    print_table(
+        runs,
+        "graded tokens",
+        ("ours", "TRL", 3),
+        ("ours bf16", "TRL bf16", 4),
+        ("ours", "ours, all logits", 1.8),
+        ("ours LoRA", "TRL with PEFT", 5),
+        ("ours, packed", "ours", None),
+    )
+
+
+def generation(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
+    """Greedy generation after prompts of 16 to 32 tokens, with a key-value cache."""
+    new = min(64, shape.T - 32)
+    for B in args.batch:
+        lengths = [32 - (7 * i) % 17 for i in range(B)]
+        prompts = [torch.randint(1, shape.vocab_size, (n,)).tolist() for n in lengths]
+        runs = [
+            Contestant("ours", who.our_generation(who.our_model(shape, device).eval(), prompts, new)),
+            Contestant("ours bf16", who.our_generation(who.our_model(shape, device, BF16).eval(), prompts, new)),
+            Contestant(
+                "transformers", who.transformers_generation(who.transformers_model(shape, device), prompts, new)
+            ),
+        ]
+        race(runs, args.rounds, device, warmup=1)
+        print(f"{B} prompts, {new} new tokens each\n")
+        least = {"tiny": 2, "small": 1.3, "gpt2": 1.05 if B == 1 else 1.1}[args.shape]
+        print_table(runs, "tokens", ("ours", "transformers", least), ("ours bf16", "transformers", None))
+
+
+def memory(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
+    """The most memory that a process of its own held during three steps; on a CPU with Python and all it imported."""
+    names = [
+        "ours, full",
+        "transformers",
+        "ours LoRA",
+        "PEFT",
+        "ours LoRA, checkpointed",
+        "ours LoRA bf16",
+        "PEFT bf16",
+    ]
+    found = {}
+    print("| | peak MB |\n| --- | ---: |")
+    for name in names:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[name] = pool.apply(peak_of, (name, shape, device, args.threads))
+        print(f"| {name} | {found[name]:,.0f} |", flush=True)
+    print()
+    for one, other in [names[0:2], names[2:4], names[5:7]]:
+        print(f"- {one} : {other} = {found[one] / found[other]:.2f}×")
+
+
+def peak_of(name: str, shape: Shape, device: torch.device, threads: int) -> float:
+    torch.set_num_threads(threads)
+    rows, precision = who.random_rows(shape, device), BF16 if "bf16" in name else FP32
+    if "ours" in name:
+        model = who.our_model(shape, device, precision)
+        model.checkpoint_activations = "checkpointed" in name
+        step = who.ours(model, "LoRA" in name, who.one_batch(rows))
+    else:
+        model = who.transformers_model(shape, device)
+        step = who.theirs(who.with_peft(model) if "PEFT" in name else model, rows, precision)
+    for _ in range(3):
+        step()
+    return peak_mb(device) or 0.0
+
+
+STARTS = {
+    "import torch": "import torch",
+    "import train_sft (ours)": "import train_sft",
+    "import transformers": "from transformers import GPT2LMHeadModel",
+    "import peft": "import peft",
+    "import trl": "from trl import SFTTrainer",
+    "first step (ours)": """
+import torch
+from benchmarks import contestants as who
+shape, cpu = who.SHAPES["tiny"], torch.device("cpu")
+who.ours(who.our_model(shape, cpu), False, who.one_batch(who.random_rows(shape, cpu)))()""",
+    "first step (transformers)": """
+import torch
+from benchmarks import contestants as who
+shape, cpu = who.SHAPES["tiny"], torch.device("cpu")
+who.theirs(who.transformers_model(shape, cpu), who.random_rows(shape, cpu), torch.float32)()""",
+}
+
+
+def startup(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
+    """CPU seconds of a process that only imports, or takes one step of the tiny shape."""
+
+    def cpu_seconds(code: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        limit = f"import torch; torch.set_num_threads({args.threads})\n" if "step" in code else ""
+        subprocess.run([sys.executable, "-c", limit + code], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def run(code: str):
+        return lambda: cpu_seconds(code)
+
+    found: dict[str, list[float]] = {name: [] for name in STARTS}
+    for _ in range(args.rounds):
+        for name, code in STARTS.items():
+            found[name].append(run(code)())
+    print("| | CPU seconds |\n| --- | ---: |")
+    for name, seconds in found.items():
+        low, middle, high = quartiles(seconds)
+        print(f"| {name} | {middle:.2f} ({low:.2f}–{high:.2f}) |")
+    print()
+    for one, other in [("import train_sft (ours)", "import torch"), ("first step (ours)", "first step (transformers)")]:
+        low, middle, high = quartiles([a / b for a, b in zip(found[one], found[other], strict=True)])
+        print(f"- {one} : {other} = {middle:.2f}× ({low:.2f}–{high:.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Who is measured: this project's model as its scripts use it, and the libraries a user would pick instead.
+
+All do the same work on random weights of one shape: forward, loss, backward, gradient clipping, AdamW (PyTorch's fused
+one, but for nanoGPT, which brings its own), zero_grad. Other libraries are imported only when they are to be measured.
+"""
+
+import contextlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.batches import Batch, Batches, collate
+from data.examples import Example
+from model.generate import generate, lay_out_for_generation
+from model.gpt import GPT, GPTConfig
+from model.lora import apply_lora
+from run.device import fused_attention_pays
+
+
+class Shape(NamedTuple):
+    n_layer: int
+    n_head: int
+    n_embd: int
+    vocab_size: int
+    T: int  # tokens a row
+    B: int  # rows
+
+    def flops_per_token(self) -> int:
+        """Of a full training step: six for each matrix entry, and attention's two products (Chowdhery et al. 2022,
+        app. B), here with their upper half, which causal kernels skip."""
+        matrices = 12 * self.n_layer * self.n_embd**2 + self.vocab_size * self.n_embd
+        return 6 * matrices + 12 * self.n_layer * self.n_embd * self.T
+
+
+SHAPES = {
+    "tiny": Shape(4, 4, 128, 2048, 128, 16),
+    "small": Shape(6, 6, 384, 8192, 256, 8),
+    "gpt2": Shape(12, 12, 768, 50257, 256, 2),
+}
+LORA: dict[str, Any] = {"r": 8, "alpha": 16.0, "dropout": 0.0}
+FP32, BF16 = torch.float32, torch.bfloat16
+
+
+def random_rows(shape: Shape, device: torch.device) -> Tensor:
+    return torch.randint(shape.vocab_size, (shape.B, shape.T + 1), device=device)  # (B, T + 1)
+
+
+def update(parameters: list[nn.Parameter]) -> Callable[[], None]:
+    """What follows the backward pass, the same for all: clip, AdamW, zero_grad."""
+    decayed = [p for p in parameters if p.dim() > 1]
+    the_rest = [p for p in parameters if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": the_rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+# ---- this project --------------------------------------------------------------------------------------------------
+
+
+def our_model(shape: Shape, device: torch.device, precision: torch.dtype = FP32, compiled: bool = False) -> GPT:
+    model = GPT(GPTConfig(shape.vocab_size, shape.T, shape.n_layer, shape.n_head, shape.n_embd)).to(device)
+    model.precision = precision
+    for block in model.blocks:
+        block.attn.fused = fused_attention_pays(precision, device, shape.T)
+        if compiled:
+            block.compile()
+    return model
+
+
+def ours(model: GPT, lora: bool, next_batch: Callable[[], Batch], all_logits: bool = False) -> Callable[[], int]:
+    """Step 6 of the scripts. Returns a step, which returns how many tokens it graded."""
+    learns = apply_lora(model, **LORA) if lora else list(model.parameters())
+    device, after = model.wte.weight.device, update(learns)
+
+    def step() -> int:
+        inputs, targets, graded, positions = (tensor.to(device) for tensor in next_batch())
+        logits = model(inputs, None, positions)[graded] if all_logits else model(inputs, graded, positions)
+        nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)
+        (nll.sum() / len(nll)).backward()
+        after()
+        return len(nll)
+
+    return step
+
+
+def one_batch(rows: Tensor) -> Callable[[], Batch]:
+    inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    batch = inputs, targets, torch.ones_like(rows[:, 1:], dtype=torch.bool), torch.arange(rows.size(1) - 1)
+    return lambda: batch
+
+
+def batches_of(examples: list[Example], B: int) -> Callable[[], Batch]:
+    """The next micro-batch of the scripts' loader."""
+    batches, steps = Batches(examples, B, 1, seed=0), iter(range(10**9))
+    return lambda: batches.of_step(next(steps))[0]
+
+
+def our_generation(model: GPT, prompts: list[list[int]], new: int) -> Callable[[], int]:
+    if model.wte.weight.device.type == "cpu":
+        lay_out_for_generation(model)  # as sample.py and evaluate.py do
+    return lambda: sum(map(len, generate(model, prompts, new)))
+
+
+# ---- the others ----------------------------------------------------------------------------------------------------
+
+
+def quiet() -> None:
+    """Keeps the others' warnings about models without a name out of the tables."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+
+
+def transformers_model(shape: Shape, device: torch.device) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    quiet()
+    V, T, L, H, C = shape.vocab_size, shape.T, shape.n_layer, shape.n_head, shape.n_embd
+    no_dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    config = GPT2Config(vocab_size=V, n_positions=T, n_layer=L, n_head=H, n_embd=C, **no_dropout, **ids)
+    model: Any = GPT2LMHeadModel(config)
+    return model.to(device).train()
+
+
+def with_peft(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, peft_config(LoraConfig)).train()
+
+
+def peft_config(LoraConfig: Any) -> Any:
+    every_linear = ["c_attn", "c_proj", "c_fc"]
+    return LoraConfig(
+        r=LORA["r"],
+        lora_alpha=LORA["alpha"],
+        target_modules=every_linear,
+        fan_in_fan_out=True,
+        task_type="CAUSAL_LM",
+    )
+
+
+def theirs(model: Any, rows: Tensor, precision: torch.dtype) -> Callable[[], int]:
+    """A step of transformers' model, with PEFT's adapters or without; its loss shifts the labels by itself."""
+    inputs, after = rows[:, :-1].contiguous(), update([p for p in model.parameters() if p.requires_grad])
+
+    def step() -> int:
+        with torch.autocast(rows.device.type, BF16, enabled=precision == BF16):
+            loss = model(input_ids=inputs, labels=inputs).loss
+        loss.backward()
+        after()
+        return inputs.numel()
+
+    return step
+
+
+def nanogpt(folder: str, shape: Shape, rows: Tensor) -> Callable[[], int]:
+    """A checkout of https://github.com/karpathy/nanoGPT, with the optimizer that it makes for itself."""
+    inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(folder, "model.py"))
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    V, T, L, H, C = shape.vocab_size, shape.T, shape.n_layer, shape.n_head, shape.n_embd
+    with contextlib.redirect_stdout(None):
+        config = module.GPTConfig(block_size=T, vocab_size=V, n_layer=L, n_head=H, n_embd=C, dropout=0.0, bias=True)
+        model = module.GPT(config).to(rows.device)
+        optimizer = model.configure_optimizers(0.1, 1e-4, (0.9, 0.95), rows.device.type)
+
+    def step() -> int:
+        _, loss = model(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return targets.numel()
+
+    return step
+
+
+def trl(model: Any, examples: list[Example], B: int, bf16: bool, lora: bool, folder: str) -> Callable[[], int]:
+    """A step of TRL's SFTTrainer on the same examples: its loader, its collator, its loss, and AdamW as for all."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    quiet()
+    labels = [np.where(example.graded, example.tokens, -100).tolist() for example in examples]
+    columns = {"input_ids": [example.tokens.tolist() for example in examples], "labels": labels}
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<pad>": 0}, "<pad>")), pad_token="<pad>")
+    words.eos_token = "<pad>"
+    args = SFTConfig(
+        folder,
+        per_device_train_batch_size=B,
+        max_length=None,
+        bf16=bf16,
+        gradient_checkpointing=False,
+        report_to="none",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        use_cpu=next(model.parameters()).device.type == "cpu",
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(
+        model,
+        args=args,
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=words,
+        peft_config=peft_config(LoraConfig) if lora else None,
+    )
+    trainer.current_gradient_accumulation_steps = 1  # which train() would have set
+    after = update([p for p in trainer.model.parameters() if p.requires_grad])
+
+    def endless() -> Iterator[dict[str, Tensor]]:
+        while True:
+            yield from trainer.get_train_dataloader()
+
+    batches = endless()
+
+    def step() -> int:
+        batch = next(batches)
+        n_graded = int((batch["labels"][:, 1:] != -100).sum())
+        trainer.training_step(trainer.model, batch)
+        after()
+        return n_graded
+
+    return step
+
+
+def transformers_generation(model: Any, prompts: list[list[int]], new: int) -> Callable[[], int]:
+    """Greedy, batched, with the prompts padded on the left and masked, as its documentation says."""
+    model.eval()
+    rows = collate([Example(torch.tensor([*p, 0]).numpy(), torch.ones(len(p) + 1).bool().numpy()) for p in prompts])
+    inputs, _, filled, _ = rows  # padded on the right
+    turn = [int(padding) for padding in (~filled).sum(1)]
+    ids = torch.stack([row.roll(n) for row, n in zip(inputs, turn, strict=True)]).to(model.device)
+    mask = torch.stack([row.roll(n) for row, n in zip(filled.long(), turn, strict=True)]).to(model.device)
+    return lambda: model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)[:, -new:].numel()
