@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import metrics, weights
 
+import train_sft
 from data.batches import Batches, collate
 from data.examples import Example, from_instructions, graded_everywhere, packed
 from data.tokenizer import load_tokenizer
@@ -109,6 +110,20 @@ def test_a_step_on_packed_rows_is_the_step_on_padded_ones(train, method):
         assert float(metrics(padded, column)[0]) == pytest.approx(float(metrics(rows, column)[0]), rel=1e-5)
     for name, tensor in weights(padded).items():
         torch.testing.assert_close(tensor, weights(rows)[name], rtol=0, atol=2e-5)
+
+
+def test_rows_that_are_not_packed_need_no_mask(train, monkeypatch):
+    masks = []
+    plain = gpt.fused_attention
+    monkeypatch.setattr(
+        gpt, "fused_attention", lambda q, k, v, visible, p: masks.append(visible) or plain(q, k, v, visible, p)
+    )
+    monkeypatch.setattr(train_sft, "generate", lambda *args, **how: [[]])
+    train("sft")
+    assert masks and all(mask is None for mask in masks)
+    masks.clear()
+    train("sft", pack=True)
+    assert any(mask is not None and mask.dim() == 4 for mask in masks)
 
 
 def test_packing_a_text_is_refused(train):

@@ -1,0 +1,113 @@
+"""The benchmarks run, measure everybody on the same work, and compute what they say."""
+
+import re
+import sys
+
+import pytest
+import torch
+from test_gpt import from_transformers
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import contestants as who
+from benchmarks.measure import Contestant, quartiles, race, times
+from data.examples import Example
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+CPU = torch.device("cpu")
+SHAPE = who.Shape(2, 2, 16, 61, 40, 3)
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "--shape", "tiny", "--rows", "2", "--tokens", "40"])
+        threads = torch.get_num_threads()
+        benchmarks.main()
+        torch.set_num_threads(threads)
+        return capsys.readouterr().out
+
+    return run
+
+
+NANOGPT = """
+from dataclasses import dataclass
+import torch
+@dataclass
+class GPTConfig:
+    block_size: int; vocab_size: int; n_layer: int; n_head: int; n_embd: int; dropout: float; bias: bool
+class GPT(torch.nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.table = torch.nn.Embedding(c.vocab_size, c.vocab_size)
+    def forward(self, inputs, targets):
+        logits = self.table(inputs)
+        return logits, torch.nn.functional.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate)
+"""  # a checkout's interface, with the least behind it
+
+
+def test_a_table_and_ratios_come_out(bench, tmp_path):
+    (tmp_path / "model.py").write_text(NANOGPT)
+    out = bench("train", "--rounds", "2", "--nanogpt", str(tmp_path))
+    for name in ("ours", "ours bf16", "transformers", "transformers bf16", "nanoGPT"):
+        assert re.search(rf"^\| {name} \| [\d.]+ \| [\d,]+ \|$", out, re.MULTILINE), name
+        assert re.search(rf"^- {name}: \d+% of the measured matmul peak, [\d,]+ GFLOP/s$", out, re.MULTILINE), name
+    assert re.search(r"^- ours : transformers = [\d.]+× \([\d.]+–[\d.]+\), at least 1.1×$", out, re.MULTILINE)
+    assert re.search(r"torch \d.+, Python 3", out)
+    out = bench("lora", "--rounds", "2")
+    assert re.search(r"^- ours : PEFT = [\d.]+× \([\d.]+–[\d.]+\), at least 1.25×$", out, re.MULTILINE)
+    out = bench("generate", "--rounds", "2", "--batch", "3")
+    assert "3 prompts, 8 new tokens each" in out
+    assert re.search(r"^- ours : transformers = [\d.]+× ", out, re.MULTILINE)
+
+
+def test_all_do_the_same_work():
+    """As many tokens, the same loss on the same weights' scale, the same number of parameters that learn."""
+    rows = who.random_rows(SHAPE, CPU)
+    ours, theirs = who.our_model(SHAPE, CPU), who.transformers_model(SHAPE, CPU)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    assert who.ours(ours, False, who.one_batch(rows))() == who.theirs(theirs, rows, who.FP32)() == 120
+    adapted, peft = who.our_model(SHAPE, CPU), who.with_peft(theirs)
+    who.ours(adapted, True, who.one_batch(rows))
+    counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (adapted, peft)]
+    assert counts[0] - counts[1] == 2 * 8 * (3 * (16 + 16) - (16 + 48)), "PEFT has one A for q, k and v, which are one"
+
+
+def test_both_generate_the_same_tokens(monkeypatch):
+    theirs = who.transformers_model(SHAPE, CPU)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours = who.our_model(SHAPE, CPU)
+    ours.load_state_dict(from_transformers(theirs.transformer.state_dict()))
+    prompts, answers = [[5, 17, 3], [9], [1, 2, 3, 4, 5, 6, 7]], []
+    generate = who.generate
+    monkeypatch.setattr(who, "generate", lambda *args: answers.extend(generate(*args)) or answers)
+    our_tokens = who.our_generation(ours.eval(), prompts, 12)()
+    assert our_tokens == who.transformers_generation(theirs, prompts, 12)() == 36
+    ids = torch.tensor([[0] * 4 + prompts[0], [0] * 6 + prompts[1], prompts[2]])
+    expected = theirs.generate(ids, attention_mask=(ids > 0).long(), max_new_tokens=12, do_sample=False)[:, -12:]
+    assert answers == expected.tolist()
+
+
+def test_sft_beside_trl(tmp_path):
+    pytest.importorskip("trl")
+    examples = [Example(*(torch.arange(n).numpy(), (torch.arange(n) > n // 2).numpy())) for n in (6, 9, 12, 7)]
+    theirs = who.trl(who.transformers_model(SHAPE, CPU), examples, 4, False, False, str(tmp_path))
+    ours = who.ours(who.our_model(SHAPE, CPU), False, who.batches_of(examples, 4))
+    everywhere = who.ours(who.our_model(SHAPE, CPU), False, who.batches_of(examples, 4), all_logits=True)
+    assert theirs() == ours() == everywhere() == sum(int(example.graded.sum()) for example in examples)
+
+
+def test_ratios_are_made_round_by_round_and_every_contestant_takes_each_turn():
+    order = []
+    runs = [Contestant(name, lambda name=name: order.append(name) or 100) for name in "abc"]
+    race(runs, 3, CPU, warmup=1)
+    assert "".join(order) == "abcbcacababc"
+    one, other = (
+        Contestant("one", lambda: 1, [1.0, 2.0, 4.0], [100] * 3),
+        Contestant("other", lambda: 1, [3.0, 6.0, 4.0], [200] * 3),
+    )
+    assert times(one, other) == "1.50× (1.00–1.50)"
+    assert quartiles([3.0]) == (3.0, 3.0, 3.0)
