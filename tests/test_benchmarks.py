@@ -63,6 +63,17 @@ def test_a_table_and_ratios_come_out(bench, tmp_path):
     assert re.search(r"^- ours : transformers = [\d.]+× ", out, re.MULTILINE)
 
 
+def test_memory_is_measured_in_a_process_of_its_own_for_each(bench):
+    out = bench("memory")
+    peaks = {
+        name: float(mb.replace(",", "")) for name, mb in re.findall(r"^\| (\w.*?) \| ([\d,]+) \|$", out, re.MULTILINE)
+    }
+    assert list(peaks)[:4] == ["ours, full", "transformers", "ours LoRA", "PEFT"] and len(peaks) == 7
+    assert all(100 < mb < 4000 for mb in peaks.values())
+    ratio = re.search(r"^- ours LoRA : PEFT = ([\d.]+)×$", out, re.MULTILINE)[1]
+    assert float(ratio) == pytest.approx(peaks["ours LoRA"] / peaks["PEFT"], abs=0.01)
+
+
 def test_all_do_the_same_work():
     """As many tokens, the same loss on the same weights' scale, the same number of parameters that learn."""
     rows = who.random_rows(SHAPE, CPU)
