@@ -32,8 +32,8 @@ def token_nll(model: GPT, examples: Sequence[Example], batch_size: int) -> float
     with evaluating(model):
         for batch in in_order(examples, batch_size):
             inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)
-            logits = model(inputs, graded, positions)  # (N, V)
-            nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+            log_p = model(inputs, graded, positions).log_softmax(-1)  # (N, V)
+            nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
             total += nll.sum(dtype=torch.float64 if device.type != "mps" else None).item()
             n_graded += len(nll)
     return total / n_graded

@@ -100,8 +100,8 @@ def about_the_mask(base: GPT, y: Yardsticks) -> dict[str, Any]:
     for name, examples in (("text", as_text), ("graded", graded_everywhere(sft)), ("masked", sft)):
         base.zero_grad()
         inputs, targets, graded, _ = (tensor.to(y.device) for tensor in collate(examples))  # (B, T) each
-        logits = base(inputs, graded)  # (N, V)
-        nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+        log_p = base(inputs, graded).log_softmax(-1)  # (N, V)
+        nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
         loss = nll.sum() / len(nll)
         loss.backward()
         gradients = [parameter.grad.clone() for parameter in base.parameters() if parameter.grad is not None]

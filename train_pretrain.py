@@ -100,8 +100,8 @@ def main(config: Config) -> dict:
         step_loss = torch.zeros((), device=device)
         for micro_batch in micro_batches:
             inputs, targets, graded, positions = (tensor.to(device) for tensor in micro_batch)  # (B, T) each
-            logits = model(inputs, graded, positions)  # (N, V), of the graded positions only
-            nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+            log_p = model(inputs, graded, positions).log_softmax(-1)  # (N, V), at the graded positions only
+            nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats, each of its target
             loss = nll.sum() / n_graded
             scaler.scale(loss).backward()
             step_loss += loss.detach()

@@ -88,7 +88,9 @@ def ours(model: GPT, lora: bool, next_batch: Callable[[], Batch], all_logits: bo
     def step() -> int:
         inputs, targets, graded, positions = (tensor.to(device) for tensor in next_batch())
         logits = model(inputs, None, positions)[graded] if all_logits else model(inputs, graded, positions)
-        nll = -logits.log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)
+        log_p = logits.log_softmax(-1)
+        del logits  # in the scripts it has no name
+        nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)
         (nll.sum() / len(nll)).backward()
         after()
         return len(nll)

@@ -48,18 +48,22 @@ class FusedLoRA(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, W0: Tensor, b: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-        """x: (N, d_in). Returns h: (N, d_out). For the gradients it keeps x and z; W0, A and B are there anyway."""
+        """x: (N, d_in), in the precision to compute in. Returns h: (N, d_out).
+
+        For the gradients it keeps x and z; W0, A and B are there anyway.
+        """
         z = scaling * (A @ x.T)  # (r, N)
         ctx.save_for_backward(x, z, W0, A, B)
         ctx.scaling = scaling
-        return torch.addmm(b, x, W0.T).addmm_(z.T, B.T)  # (N, d_out), B z added in place
+        h = torch.addmm(b.to(x.dtype), x, W0.to(x.dtype).T)  # (N, d_out)
+        return h.addmm_(z.T, B.T)  # in place
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dh: Tensor):
         x, z, W0, A, B = ctx.saved_tensors
         dz = ctx.scaling * (B.T @ dh.T)  # (r, N)
-        dx = (dh @ W0).addmm_(dz.T, A) if ctx.needs_input_grad[0] else None  # (N, d_in)
+        dx = (dh @ W0.to(dh.dtype)).addmm_(dz.T, A) if ctx.needs_input_grad[0] else None  # (N, d_in)
         return dx, None, None, dz @ x, (z @ dh).T, None
 
 
@@ -81,10 +85,11 @@ class LoRALinear(nn.Module):
         adapter = self.adapters[self.active]
         if not self.fused or (self.training and adapter.dropout.p > 0):
             return self.base(x) + adapter(x)
-        tensors = [x.reshape(-1, x.size(-1)), self.base.weight, self.base.bias, adapter.lora_A, adapter.lora_B]
-        if torch.is_autocast_enabled(x.device.type):  # autocast knows matrix products, not functions of our own
-            tensors = [tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in tensors]
-        h = FusedLoRA.apply(*tensors, adapter.scaling)  # (N, d_out)
+        device, dtype = x.device.type, x.dtype
+        if torch.is_autocast_enabled(device):  # autocast knows matrix products, not functions of our own
+            dtype = torch.get_autocast_dtype(device)
+        flat, A, B = (tensor.to(dtype) for tensor in (x.reshape(-1, x.size(-1)), adapter.lora_A, adapter.lora_B))
+        h = FusedLoRA.apply(flat, self.base.weight, self.base.bias, A, B, adapter.scaling)  # (N, d_out)
         return h.view(*x.shape[:-1], -1)
 
 
