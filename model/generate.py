@@ -93,7 +93,6 @@ def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator
     return order.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).squeeze(-1)
 
 
-@torch.inference_mode()
 def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -116,7 +115,10 @@ def generate(
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths)
     cache: KVCache | None = KVCache(model, lengths, longest + max_new_tokens)
-    with evaluating(model), model.autocast():  # around all: weights in another precision are made once, not every token
+    exact = (
+        model.precision == torch.float32
+    )  # else autocast keeps its copies of the weights, out of inference mode only
+    with evaluating(model), torch.inference_mode(exact), torch.no_grad(), model.autocast():
         graded: Tensor | None  # which positions' logits are computed: each row's last
         tokens, graded = padded(rows, device)  # (B, T) each
         for _ in range(max_new_tokens):
