@@ -24,7 +24,7 @@ from run.session import Session
 class Config:
     instructions: str  # file to learn from: .json or .jsonl records of instruction, input (optional) and output
     grade_prompt: bool = False  # grade the prompts of instructions too, as pretraining would
-    pack: bool = False  # fill each row with several short instructions, which do not see one another
+    pack: bool = False  # fill each row with several short instructions, apart from one another: fewer, fuller rows
     out: str  # folder to write the run to
     init_from: str  # run to start from
     block_size: int = 128  # tokens a row at most; the model must be able to read as many
@@ -73,9 +73,8 @@ def main(config: Config) -> dict:
     the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
-    scaler = torch.amp.GradScaler(
-        device.type, enabled=model.precision == torch.float16
-    )  # fp16 alone has too little range
+    # fp16 has too little range for small gradients: there, and only there, the loss is scaled up and they down again
+    scaler = torch.amp.GradScaler(device.type, enabled=model.precision == torch.float16)
     warmup_steps = int(config.warmup * config.steps)
 
     # 6. loop
@@ -93,7 +92,7 @@ def main(config: Config) -> dict:
         n_graded = sum(int(graded.sum()) for _, _, graded, _ in micro_batches)  # N of the whole step, not of one batch
         step_loss = torch.zeros((), device=device)
         for micro_batch in micro_batches:
-            inputs, targets, graded, positions = (tensor.to(device) for tensor in micro_batch)  # (B, T) each
+            inputs, targets, graded, positions = (tensor.to(device) for tensor in micro_batch)  # (B, T); positions (T,)
             log_p = model(inputs, graded, positions).log_softmax(-1)  # (N, V), at the graded positions only
             nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats, each of its target
             loss = nll.sum() / n_graded

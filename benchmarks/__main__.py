@@ -20,7 +20,8 @@ from benchmarks.contestants import BF16, FP32, SHAPES, Shape
 from benchmarks.measure import Contestant, machine, matmul_peak, quartiles, race, times
 from data.examples import instruction_example, packed, read_instructions
 from data.tokenizer import load_tokenizer
-from run.device import peak_mb
+from run.config import Mistake
+from run.device import choose_device, peak_mb
 
 BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
 
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="tokens a row, instead of the shape's own")
     parser.add_argument("--rounds", type=int, default=15, help="steps of each contestant that count")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--compile", action="store_true", help="train: one more contestant, with compiled blocks")
     parser.add_argument("--nanogpt", metavar="DIR", help="train: a checkout of nanoGPT to measure, too")
     parser.add_argument("--instructions", default=str(BUILTIN / "instructions.json"), help="sft: what to learn from")
@@ -43,20 +44,30 @@ def main() -> None:
     parser.add_argument("--preamble", default="", help="sft: put before each instruction, as Alpaca's template does")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="generate: prompts at once")
     args = parser.parse_args()
+    numbers = [args.rows, args.tokens, args.rounds, args.threads, *args.batch]
+    if any(number is not None and number < 1 for number in numbers):
+        parser.error("--rows, --tokens, --rounds, --threads and --batch must be at least 1")
+    if args.tokens is not None and args.tokens <= 32 and args.work == "generate":
+        parser.error("generate needs --tokens above 32, which the prompts may have")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    shape, device = SHAPES[args.shape], torch.device(args.device)
+    shape = SHAPES[args.shape]
     shape = shape._replace(B=args.rows or shape.B, T=args.tokens or shape.T)
-    print(f"{args.work}, {args.shape}: {shape}\n{machine(device)}\n")
-    {"train": train, "lora": lora, "sft": sft, "generate": generation, "memory": memory, "startup": startup}[args.work](
-        shape, device, args
-    )
+    print(f"{args.work}, {args.shape}: {shape}\n{machine(torch.device(args.device))}\n")
+    works = {"train": train, "lora": lora, "sft": sft, "generate": generation, "memory": memory, "startup": startup}
+    try:
+        works[args.work](shape, choose_device(args.device), args)
+    except (Mistake, OSError, ImportError) as error:
+        parser.error(str(error))
 
 
-def print_table(contestants: list[Contestant], work: str, *ratios: tuple[str, str, float | None]) -> None:
+def print_table(
+    contestants: list[Contestant], device: torch.device, work: str, *ratios: tuple[str, str, float | None]
+) -> None:
     """A row a contestant, then a line for each ratio that was asked for, with the least that was aimed at."""
     by_name = {contestant.name: contestant for contestant in contestants}
-    print(f"| | ms a step | {work} per second |\n| --- | ---: | ---: |")
+    clock = "CUDA" if device.type == "cuda" else "CPU"
+    print(f"| | {clock} ms a step | {work} per {clock} second |\n| --- | ---: | ---: |")
     for one in contestants:
         print(f"| {one.name} | {1000 * quartiles(one.seconds)[1]:.1f} | {quartiles(one.speeds())[1]:,.0f} |")
     print()
@@ -77,6 +88,8 @@ def train(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
         Contestant("transformers", who.theirs(who.transformers_model(shape, device), rows, FP32)),
         Contestant("transformers bf16", who.theirs(who.transformers_model(shape, device), rows, BF16)),
     ]
+    one_kernel = who.transformers_model(shape, device, "gelu_pytorch_tanh")
+    runs.append(Contestant("transformers, fused GELU", who.theirs(one_kernel, rows, FP32)))
     if args.nanogpt:
         runs.append(Contestant("nanoGPT", who.nanogpt(args.nanogpt, shape, rows)))
     if args.compile:
@@ -86,9 +99,11 @@ def train(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     big = args.shape == "gpt2"
     print_table(
         runs,
+        device,
         "tokens",
         ("ours", "nanoGPT", 1.1 if big else 0.97),
         ("ours", "transformers", 1.0 if big else 1.1),
+        ("ours", "transformers, fused GELU", None),
         ("ours bf16", "ours", {"tiny": None, "small": 1.9, "gpt2": 2.0}[args.shape]),
         ("ours bf16", "transformers bf16", None),
         ("ours bf16 compiled", "ours bf16", None),
@@ -114,6 +129,7 @@ def lora(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     big = args.shape == "gpt2"
     print_table(
         runs,
+        device,
         "tokens",
         ("ours", "PEFT", 1.1 if big else 1.25),
         ("ours bf16", "PEFT bf16", 1.4 if args.shape == "small" else None),
@@ -122,13 +138,15 @@ def lora(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
 
 
 def sft(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
-    """Instruction tuning on real instructions: graded tokens per second, GPT-2's vocabulary."""
+    """Instruction tuning: graded tokens per second, with a head as wide as GPT-2's, whatever the tokenizer."""
     shape = shape._replace(vocab_size=50257)
     tokenizer = load_tokenizer(args.tokenizer)
     records = read_instructions(args.instructions)
     prefixed = [record._replace(instruction=args.preamble + record.instruction) for record in records]
     examples = [instruction_example(record, tokenizer) for record in prefixed]
     examples = [example for example in examples if len(example.tokens) <= shape.T + 1]
+    if not examples:
+        raise Mistake(f"no instruction of {args.instructions} fits rows of --tokens {shape.T}")
     padded_batches, packed_batches = who.batches_of(examples, shape.B), who.batches_of(packed(examples, shape.T), 2)
     n, graded = sum(len(e.tokens) - 1 for e in examples), sum(int(e.graded[1:].sum()) for e in examples)
     rows = [padded_batches()[0].numel() for _ in range(-(-len(examples) // shape.B))]
@@ -162,6 +180,7 @@ def sft(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
         race(runs, args.rounds, device, warmup=1)
     print_table(
         runs,
+        device,
         "graded tokens",
         ("ours", "TRL", 3),
         ("ours bf16", "TRL bf16", 4),
@@ -187,7 +206,7 @@ def generation(shape: Shape, device: torch.device, args: argparse.Namespace) -> 
         race(runs, args.rounds, device, warmup=1)
         print(f"{B} prompts, {new} new tokens each\n")
         least = {"tiny": 2, "small": 1.3, "gpt2": 1.05 if B == 1 else 1.1}[args.shape]
-        print_table(runs, "tokens", ("ours", "transformers", least), ("ours bf16", "transformers", None))
+        print_table(runs, device, "tokens", ("ours", "transformers", least), ("ours bf16", "transformers", None))
 
 
 def memory(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
@@ -254,20 +273,17 @@ who.theirs(who.transformers_model(shape, cpu), who.random_rows(shape, cpu), torc
 def startup(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     """CPU seconds of a process that only imports, or takes one step of the tiny shape."""
 
-    def cpu_seconds(code: str) -> float:
+    def cpu_seconds(name: str, code: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        limit = f"import torch; torch.set_num_threads({args.threads})\n" if "step" in code else ""
+        limit = f"import torch; torch.set_num_threads({args.threads})\n" if "step" in name else ""
         subprocess.run([sys.executable, "-c", limit + code], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    def run(code: str):
-        return lambda: cpu_seconds(code)
-
     found: dict[str, list[float]] = {name: [] for name in STARTS}
     for _ in range(args.rounds):
         for name, code in STARTS.items():
-            found[name].append(run(code)())
+            found[name].append(cpu_seconds(name, code))
     print("| | CPU seconds |\n| --- | ---: |")
     for name, seconds in found.items():
         low, middle, high = quartiles(seconds)

@@ -127,14 +127,19 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
 
 
-def transformers_model(shape: Shape, device: torch.device) -> Any:
+def transformers_model(shape: Shape, device: torch.device, gelu: str = "gelu_new") -> Any:
+    """GPT-2 with its own defaults, but without dropout and without a key-value cache while it trains.
+
+    gelu_new, the default, is computed by five operations; gelu_pytorch_tanh is the same function in one kernel.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     quiet()
     V, T, L, H, C = shape.vocab_size, shape.T, shape.n_layer, shape.n_head, shape.n_embd
     no_dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-    config = GPT2Config(vocab_size=V, n_positions=T, n_layer=L, n_head=H, n_embd=C, **no_dropout, **ids)
+    size: dict[str, Any] = {"vocab_size": V, "n_positions": T, "n_layer": L, "n_head": H, "n_embd": C}
+    config = GPT2Config(activation_function=gelu, use_cache=False, **size, **no_dropout, **ids)
     model: Any = GPT2LMHeadModel(config)
     return model.to(device).train()
 
@@ -227,6 +232,7 @@ def trl(model: Any, examples: list[Example], B: int, bf16: bool, lora: bool, fol
         processing_class=words,
         peft_config=peft_config(LoraConfig) if lora else None,
     )
+    trainer.model = trainer.accelerator.prepare_model(trainer.model)  # as train() does: this is where bf16 comes in
     trainer.current_gradient_accumulation_steps = 1  # which train() would have set
     after = update([p for p in trainer.model.parameters() if p.requires_grad])
 
@@ -254,4 +260,6 @@ def transformers_generation(model: Any, prompts: list[list[int]], new: int) -> C
     turn = [int(padding) for padding in (~filled).sum(1)]
     ids = torch.stack([row.roll(n) for row, n in zip(inputs, turn, strict=True)]).to(model.device)
     mask = torch.stack([row.roll(n) for row, n in zip(filled.long(), turn, strict=True)]).to(model.device)
-    return lambda: model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)[:, -new:].numel()
+    return lambda: model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, use_cache=True)[
+        :, -new:
+    ].numel()

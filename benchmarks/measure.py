@@ -5,6 +5,7 @@ A machine that slows down for a while then slows all of them, and a ratio hardly
 
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -40,10 +41,10 @@ def seconds_of(step: Callable[[], int], device: torch.device) -> tuple[float, in
 
 
 def race(contestants: list[Contestant], rounds: int, device: torch.device, warmup: int = 2) -> None:
-    """Every round is a step of each, beginning with another one each time; the first rounds do not count."""
+    """Every round is a step of each, in a new order each time; the first rounds do not count."""
+    rng = random.Random(0)
     for number in range(warmup + rounds):
-        first = number % len(contestants)
-        for contestant in contestants[first:] + contestants[:first]:
+        for contestant in rng.sample(contestants, len(contestants)):
             seconds, tokens = seconds_of(contestant.step, device)
             if number >= warmup:
                 contestant.seconds.append(seconds)

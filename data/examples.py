@@ -104,11 +104,14 @@ def packed(examples: Sequence[Example], block_size: int) -> list[Example]:
     """Rows of several examples, block_size + 1 tokens at most, so that little is padding.
 
     Best-fit decreasing: the longest example comes first, each goes into the row with the least room that is enough.
-    Positions start anew with each example, by which the model keeps them apart; its first token is only read.
+    Positions start anew with each example, by which the model keeps them apart; its first token is only read. Raises
+    ValueError for an example that is longer than a row.
     """
     rows: list[list[list[Example]]] = [[] for _ in range(block_size + 2)]  # rows[n] have room for n more tokens
     for example in sorted(examples, key=lambda example: -len(example.tokens)):
         size = len(example.tokens)
+        if size > block_size + 1:
+            raise ValueError(f"an example of {size} tokens does not fit a row of {block_size + 1}")
         room = next((room for room in range(size, block_size + 1) if rows[room]), block_size + 1)
         row = rows[room].pop() if rows[room] else []
         rows[room - size].append([*row, example])

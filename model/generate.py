@@ -108,6 +108,8 @@ def generate(
     Past the model's block_size it reads each row's last block_size tokens anew for every token: learned positions
     leave no other exact way. Raises ValueError for an empty prompt. The model's mode is as before afterwards.
     """
+    if not prompts:
+        return []
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
     device = model.wte.weight.device

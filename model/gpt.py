@@ -6,7 +6,7 @@ Shapes:  B batch · T time (tokens in a row) · C channels (n_embd) · H heads �
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,7 +72,7 @@ def written_out_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | Non
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
     """The same function as written_out_attention, in one kernel that never stores the weights. Without a mask it reads
     whole rows, or one new token a row, which sees all before it."""
-    whole_rows = visible is None and q.size(-2) == k.size(-2)
+    whole_rows = True if visible is None and q.size(-2) == k.size(-2) else False  # noqa: SIM210, a bool when compiled
     return F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=whole_rows)
 
 
@@ -153,9 +153,10 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def autocast(self) -> torch.autocast:
-        """Where matrix products run in `precision`; what needs more of it (softmax, LayerNorm, sums) stays in fp32."""
-        return torch.autocast(self.wte.weight.device.type, self.precision, enabled=self.precision != torch.float32)
+    def autocast(self) -> AbstractContextManager:
+        """Where matrix products run in `precision`; the residual stream, LayerNorm and the logits stay in fp32."""
+        exact = self.precision == torch.float32
+        return nullcontext() if exact else torch.autocast(self.wte.weight.device.type, self.precision)
 
     def hidden(self, tokens: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """The last layer's state at every position, where any head can sit.

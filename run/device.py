@@ -69,6 +69,17 @@ def fused_attention_pays(precision: torch.dtype, device: torch.device, row_lengt
     return not slow or row_length > 256
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raises a Mistake where blocks cannot be compiled: on a CPU that takes a C++ compiler."""
+    from torch._inductor import cpp_builder, exc  # here alone, since it takes seconds
+
+    if device.type == "cpu":
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler:
+            raise Mistake("--compile needs a C++ compiler on a CPU: install g++ or clang++, or leave it out") from None
+
+
 def cpu_bf16_units() -> list[str]:
     """What this CPU multiplies bf16 with: amx_bf16 or avx512_bf16, both, or nothing."""
     capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()

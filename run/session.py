@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.batches import Batches
 from model.gpt import GPT
 from run.config import NEW_MODEL, Mistake, check
-from run.device import NAMES, choose_device, choose_precision, fused_attention_pays, peak_mb
+from run.device import NAMES, check_compiler, choose_device, choose_precision, fused_attention_pays, peak_mb
 
 # On Linux, PyTorch then asks for large pages: with small ones, taking large tensors from the system anew in every step
 # costs up to a third of the CPU time. It reads this when it makes its first tensor.
@@ -45,17 +45,19 @@ class Session:
     def begin(self, model: GPT, batches: Batches) -> None:
         """Opens the run folder, now that everything is there to run, tells the model how to compute, and prints what
         learns, for how long and in which precision."""
+        if self.config.compile:
+            check_compiler(self.device)
         model.precision, why = choose_precision(self.config.precision, self.device, model.config.n_embd)
         model.checkpoint_activations = self.config.checkpoint_activations
-        fused = fused_attention_pays(model.precision, self.device, self.config.block_size)
         for block in model.blocks:
-            block.attn.fused = block.attn.fused and fused
+            if not fused_attention_pays(model.precision, self.device, self.config.block_size):
+                block.attn.fused = False
             if self.config.compile:
                 block.compile()
         # in fp16 a gradient may overflow: the scaler then leaves the step out and tries half the scale, from 2^16 down
         self.overflows, self.overflows_allowed = 0, 16 if model.precision == torch.float16 else 0
         self.out.mkdir(parents=True, exist_ok=True)
-        settings = dataclasses.asdict(self.config)
+        settings = dataclasses.asdict(self.config) | {"precision": NAMES[model.precision]}
         if settings["init_from"]:
             settings = {name: value for name, value in settings.items() if name not in NEW_MODEL}
         self.write("config.json", json.dumps(settings, indent=2) + "\n")
@@ -63,9 +65,10 @@ class Session:
         self.total = sum(p.numel() for p in model.parameters())
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         epochs = self.config.steps * self.config.micro_batches / batches.per_epoch
+        rows = "packed rows" if getattr(self.config, "pack", False) else "examples"
         print(
             f"{self.out}: {self.trainable:,} of {self.total:,} parameters learn ({self.trainable / self.total:.1%}), "
-            f"{self.config.steps:,} steps = {epochs:.1f} epochs of {len(batches.examples):,} examples, "
+            f"{self.config.steps:,} steps = {epochs:.1f} epochs of {len(batches.examples):,} {rows}, "
             f"on {self.device} in {NAMES[model.precision]} ({why})"
         )
 
@@ -91,7 +94,6 @@ class Session:
 
         Raises a Mistake when the loss or the gradient is not finite: nothing good can be learned or saved after that.
         """
-        # the first line of a step that waits for the device
         self.overflows = 0 if math.isfinite(grad_norm) else self.overflows + 1
         if not math.isfinite(loss) or self.overflows > self.overflows_allowed:
             raise Mistake(

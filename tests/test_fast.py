@@ -1,5 +1,6 @@
 """Every fast path computes what the plain one does: packing, checkpointing, precision, compiling."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from data.batches import Batches, collate
 from data.examples import Example, from_instructions, graded_everywhere, packed
 from data.tokenizer import load_tokenizer
 from model import gpt
+from model.generate import generate
 from model.gpt import CausalSelfAttention
 from model.lora import apply_lora, lora_state_dict
 from run.config import Mistake
@@ -126,6 +128,11 @@ def test_rows_that_are_not_packed_need_no_mask(train, monkeypatch):
     assert any(mask is not None and mask.dim() == 4 for mask in masks)
 
 
+def test_an_example_longer_than_a_row_is_refused(short):
+    with pytest.raises(ValueError, match="an example of 8 tokens does not fit a row of 6"):
+        packed(short, 5)
+
+
 def test_packing_a_text_is_refused(train):
     with pytest.raises(Mistake, match="--pack is for --instructions"):
         train("lora", pack=True)
@@ -224,6 +231,7 @@ def test_a_lower_precision_learns_as_fp32_does_and_saves_fp32(train, method, pre
     settings = {"steps": 30, "learning_rate": 3e-3}
     _, exact = train(method, precision="fp32", **settings)
     _, lower = train(method, precision=precision, **settings)
+    assert json.loads((lower / "config.json").read_text())["precision"] == precision
     assert f"on cpu in {precision} (as asked)" in capsys.readouterr().out
     losses = [[float(loss) for loss in metrics(run, "loss")] for run in (exact, lower)]
     assert losses[0] != losses[1], "it did compute otherwise"
@@ -305,16 +313,41 @@ print("compiler:", "torch._dynamo" in sys.modules, "plots:", "matplotlib" in sys
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-def test_compiled_blocks_compute_what_plain_ones_do(model):
+def test_compiled_blocks_compute_what_plain_ones_do_in_rows_of_any_length(model):
+    apply_lora(model, r=3, alpha=7, dropout=0.0)
+    for tensor in lora_state_dict(model).values():
+        torch.nn.init.normal_(tensor, std=0.3)
+
+    def learned():
+        model.zero_grad()
+        for T in (16, 12, 9):
+            model.hidden(tokens[:, :T]).square().mean().backward()
+        return gradients(model)
+
     tokens = torch.randint(61, (3, 16))
-    model.hidden(tokens).square().mean().backward()
-    plain = gradients(model)
+    plain, answers = learned(), generate(model, [[1, 2, 3], [4]], 9)
     for block in model.blocks:
         block.compile()
-    model.zero_grad()
-    model.hidden(tokens).square().mean().backward()
-    for name, gradient in gradients(model).items():
+    torch._dynamo.utils.counters.clear()
+    for name, gradient in learned().items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6)
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] <= 3
+    graphs = counters["stats"]["unique_graphs"]
+    assert generate(model, [[1, 2, 3], [4]], 9) == answers
+    assert counters["stats"]["unique_graphs"] == graphs, "rows that grow are not compiled"
+
+
+def test_compiling_without_a_compiler_is_refused_before_the_run_begins(train, monkeypatch, tmp_path):
+    from torch._inductor import cpp_builder, exc
+
+    def none_there():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none_there)
+    with pytest.raises(Mistake, match="needs a C\\+\\+ compiler"):
+        train("lora_sft", compile=True)
+    assert not any((folder / "config.json").exists() for folder in tmp_path.iterdir())
 
 
 def test_the_flag_compiles_every_block_and_nothing_is_compiled_without_it(train, monkeypatch):

@@ -28,6 +28,7 @@ def test_cached_logits_equal_uncached_at_every_step_with_ragged_prompts(model, a
     model.eval()
     rows = [list(prompt) for prompt in PROMPTS]
     cache = KVCache(model, [len(row) for row in rows], model.config.block_size)
+    assert cache.layers[0].keys.dtype == precision
     tokens, last = padded(rows, torch.device("cpu"))
     with torch.no_grad():
         for _ in range(model.config.block_size - len(PROMPTS[2])):
@@ -63,6 +64,7 @@ def test_generation_ends_at_stop_without_it_and_restores_the_mode(model):
         assert model.training is mode
     with pytest.raises(ValueError, match="at least one token"):
         generate(model, [[1], []], 3)
+    assert generate(model, [], 3) == []
     with pytest.raises(IndexError):
         generate(model.train(), [[61]], 3)
     assert model.training, "whatever happens"
