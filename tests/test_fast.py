@@ -332,7 +332,8 @@ def test_compiled_blocks_compute_what_plain_ones_do_in_rows_of_any_length(model)
     for name, gradient in learned().items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6)
     counters = torch._dynamo.utils.counters
-    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] <= 3
+    # of a fixed length and of any, for an input that has gradients and for one that has none
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] <= 4
     graphs = counters["stats"]["unique_graphs"]
     assert generate(model, [[1, 2, 3], [4]], 9) == answers
     assert counters["stats"]["unique_graphs"] == graphs, "rows that grow are not compiled"
