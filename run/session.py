@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -19,10 +18,6 @@ from data.batches import Batches
 from model.gpt import GPT
 from run.config import NEW_MODEL, Mistake, check
 from run.device import NAMES, check_compiler, choose_device, choose_precision, fused_attention_pays, peak_mb
-
-# On Linux, PyTorch then asks for large pages: with small ones, taking large tensors from the system anew in every step
-# costs up to a third of the CPU time. It reads this when it makes its first tensor.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 COLUMNS = ("step", "loss", "held_out_nll", "learning_rate", "grad_norm", "graded_tokens", "seconds")
 

@@ -272,26 +272,6 @@ def test_an_unknown_precision_is_refused(train):
         train("sft", precision="int8")
 
 
-# ---- memory pages -----------------------------------------------------------------------------------------------
-
-
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="needs Linux's large pages")
-def test_a_training_script_takes_large_tensors_in_large_pages():
-    code = """
-import resource, train_sft, torch
-torch.ones(2**26)  # 256 MB: 65,536 small pages or 128 large ones
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-torch.ones(2**26)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    before, after = map(int, out.split())
-    assert after - before < 65536 / 4
-
-
 # ---- compiling ---------------------------------------------------------------------------------------------------
 
 
