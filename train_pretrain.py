@@ -1,6 +1,6 @@
 """Pretraining: every token of a text is graded, and every parameter learns.
 
-    python train_pretrain.py --text FILE --out RUN [--init-from RUN]    from random weights, or from a run: continued
+    python train_pretrain.py --text FILE --out RUN [--init-from RUN]    from random weights, or a run continued
 
 One of three siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded and what
 learns. Shapes: B rows · T tokens a row · V vocabulary · N graded tokens.

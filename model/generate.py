@@ -117,9 +117,8 @@ def generate(
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths)
     cache: KVCache | None = KVCache(model, lengths, longest + max_new_tokens)
-    exact = (
-        model.precision == torch.float32
-    )  # else autocast keeps its copies of the weights, out of inference mode only
+    exact = model.precision == torch.float32
+    # autocast keeps its copies of the weights from token to token, but not in inference mode, which is the faster one
     with evaluating(model), torch.inference_mode(exact), torch.no_grad(), model.autocast():
         graded: Tensor | None  # which positions' logits are computed: each row's last
         tokens, graded = padded(rows, device)  # (B, T) each
