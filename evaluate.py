@@ -16,6 +16,7 @@ from data.batches import in_order
 from data.examples import Example, Instruction, from_instructions, from_text, instruction_example, render_prompt
 from model.generate import generate
 from model.gpt import GPT, evaluating
+from run import ranks
 from run.checkpoint import load_run
 from run.config import check, command_line
 from run.device import choose_device
@@ -29,14 +30,15 @@ def token_nll(model: GPT, examples: Sequence[Example], batch_size: int) -> float
     and the random state are as before afterwards.
     """
     device, total, n_graded = model.wte.weight.device, 0.0, 0
+    rank, n_ranks = ranks.here()
     with evaluating(model):
-        for batch in in_order(examples, batch_size):
+        for batch in in_order(examples, batch_size, rank, n_ranks):
             inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)
             log_p = model(inputs, graded, positions).log_softmax(-1)  # (N, V)
             nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
             total += nll.sum(dtype=torch.float64 if device.type != "mps" else None).item()
             n_graded += len(nll)
-    return total / n_graded
+    return ranks.mean(total) / ranks.mean(n_graded)
 
 
 def perplexity(nll: float) -> float:

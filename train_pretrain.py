@@ -47,6 +47,7 @@ class Config:
     precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
     checkpoint_activations: bool = False  # keep only what enters a block and compute the rest twice, for less memory
     compile: bool = False  # compile the blocks, for GPUs: the first step takes a minute, later ones less time
+    shard: bool = False  # split weights, gradients and optimizer over the processes that torchrun has started
 
 
 def main(config: Config) -> dict:
@@ -58,7 +59,7 @@ def main(config: Config) -> dict:
     tokenizer = checkpoint.tokenizer_of(config.init_from) if config.init_from else load_tokenizer(config.tokenizer)
     # graded: every token
     train, held_out = examples.from_text(config.text, tokenizer, config.block_size, config.held_out)
-    batches = Batches(train, config.batch_size, config.micro_batches, config.seed)
+    batches = Batches(train, config.batch_size, config.micro_batches, config.seed, session.rank, session.n_ranks)
 
     # 3. model
     if config.init_from:
@@ -66,12 +67,11 @@ def main(config: Config) -> dict:
     else:
         shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
         model = GPT(GPTConfig(tokenizer.n_vocab, config.block_size, dropout=config.dropout, **shape))
-    model.to(device)
 
     # 4. what learns
     model.requires_grad_(True)  # every parameter
-    learns = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     session.begin(model, batches)
+    learns = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     # 5. optimizer
     # decayed are the matrices of linear layers: an embedding would shrink in every step without its token
@@ -95,7 +95,8 @@ def main(config: Config) -> dict:
             group["lr"] = learning_rate
 
         micro_batches = batches.of_step(step)
-        n_graded = sum(int(graded.sum()) for _, _, graded, _ in micro_batches)  # N of the whole step, not of one batch
+        # N of the whole step, not of one micro-batch; of several ranks the mean, as their gradients are averaged
+        n_graded = session.mean_over_ranks(sum(int(graded.sum()) for _, _, graded, _ in micro_batches))
         step_loss = torch.zeros((), device=device)
         for micro_batch in micro_batches:
             inputs, targets, graded, positions = (tensor.to(device) for tensor in micro_batch)  # (B, T); positions (T,)

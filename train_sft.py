@@ -43,6 +43,7 @@ class Config:
     precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
     checkpoint_activations: bool = False  # keep only what enters a block and compute the rest twice, for less memory
     compile: bool = False  # compile the blocks, for GPUs: the first step takes a minute, later ones less time
+    shard: bool = False  # split weights, gradients and optimizer over the processes that torchrun has started
 
 
 def main(config: Config) -> dict:
@@ -56,16 +57,15 @@ def main(config: Config) -> dict:
     train, held_out = examples.from_instructions(config.instructions, tokenizer, config.block_size, config.held_out)
     train = examples.graded_everywhere(train) if config.grade_prompt else train
     train = examples.packed(train, config.block_size) if config.pack else train
-    batches = Batches(train, config.batch_size, config.micro_batches, config.seed)
+    batches = Batches(train, config.batch_size, config.micro_batches, config.seed, session.rank, session.n_ranks)
 
     # 3. model
     model = checkpoint.load_model(config.init_from, config.block_size, config.dropout)
-    model.to(device)
 
     # 4. what learns
     model.requires_grad_(True)  # every parameter
-    learns = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     session.begin(model, batches)
+    learns = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     # 5. optimizer
     # decayed are the matrices of linear layers: an embedding would shrink in every step without its token
@@ -89,7 +89,8 @@ def main(config: Config) -> dict:
             group["lr"] = learning_rate
 
         micro_batches = batches.of_step(step)
-        n_graded = sum(int(graded.sum()) for _, _, graded, _ in micro_batches)  # N of the whole step, not of one batch
+        # N of the whole step, not of one micro-batch; of several ranks the mean, as their gradients are averaged
+        n_graded = session.mean_over_ranks(sum(int(graded.sum()) for _, _, graded, _ in micro_batches))
         step_loss = torch.zeros((), device=device)
         for micro_batch in micro_batches:
             inputs, targets, graded, positions = (tensor.to(device) for tensor in micro_batch)  # (B, T); positions (T,)

@@ -39,28 +39,48 @@ def collate(examples: Sequence[Example]) -> Batch:
     return inputs, targets, graded, positions
 
 
-def in_order(examples: Sequence[Example], batch_size: int) -> Iterator[Batch]:
-    """Every example once, as it stands: for evaluation."""
+def in_order(examples: Sequence[Example], batch_size: int, rank: int = 0, n_ranks: int = 1) -> Iterator[Batch]:
+    """Every example once, as it stands: for evaluation. Of several ranks each gets its part of every batch."""
     for start in range(0, len(examples), batch_size):
-        yield collate([examples[i] for i in range(start, min(start + batch_size, len(examples)))])
+        yield part_of_rank(examples, range(start, min(start + batch_size, len(examples))), rank, n_ranks)
+
+
+def part_of_rank(examples: Sequence[Example], rows: Sequence[int] | np.ndarray, rank: int, n_ranks: int) -> Batch:
+    """The examples at rank, rank + n_ranks, … of a batch's rows. All ranks compute together: one for which no row is
+    left computes the first too, ungraded."""
+    mine = rows[rank::n_ranks]
+    batch = collate([examples[i] for i in (mine if len(mine) else rows[:1])])
+    if not len(mine):
+        batch[2].fill_(False)
+    return batch
 
 
 class Batches:
     """Shuffled micro-batches for every optimizer step. What a step gets depends on the seed and the step
     alone, not on what was read before. Each epoch is a new order in which every example comes once."""
 
-    def __init__(self, examples: Sequence[Example], batch_size: int, micro_batches: int, seed: int) -> None:
-        """batch_size: rows a micro-batch; micro_batches: how many of them an optimizer step adds up."""
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        batch_size: int,
+        micro_batches: int,
+        seed: int,
+        rank: int = 0,
+        n_ranks: int = 1,
+    ) -> None:
+        """batch_size: rows a micro-batch; micro_batches: how many of them an optimizer step adds up. Of n_ranks
+        processes this one gets, of every micro-batch, the rows at rank, rank + n_ranks, and so on."""
         if not len(examples):
             raise Mistake("no example is left to learn from: give a smaller --held-out")
         self.examples, self.batch_size, self.micro_batches, self.seed = examples, batch_size, micro_batches, seed
+        self.rank, self.n_ranks = rank, n_ranks
         self.per_epoch = -(-len(examples) // batch_size)  # micro-batches an epoch, the last may be smaller
         self.epoch = -1  # the epoch whose order is at hand
 
     def of_step(self, step: int) -> list[Batch]:
-        """The micro-batches whose gradients add up to that of optimizer step 0, 1, and so on."""
+        """This rank's part of the micro-batches whose gradients add up to that of optimizer step 0, 1, and so on."""
         numbers = range(step * self.micro_batches, (step + 1) * self.micro_batches)
-        return [collate([self.examples[i] for i in self.rows(number)]) for number in numbers]
+        return [part_of_rank(self.examples, self.rows(number), self.rank, self.n_ranks) for number in numbers]
 
     def rows(self, number: int) -> np.ndarray:
         """Which examples micro-batch `number`, counted through all epochs, holds."""

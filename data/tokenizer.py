@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 
@@ -64,6 +65,60 @@ def save_tokenizer(ranks: dict[bytes, int], path: str | Path) -> None:
     """Writes tiktoken's file format: a line a token, its bytes in base64 and its rank."""
     lines = (base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
     Path(path).write_bytes(b"".join(lines))
+
+
+def ranks_of(tokenizer: tiktoken.Encoding) -> dict[bytes, int]:
+    """Each token's rank, without end-of-text, which comes after all of them."""
+    return {tokenizer.decode_single_token_bytes(rank): rank for rank in range(tokenizer.eot_token)}
+
+
+def hugging_face_tokenizer(tokenizer: tiktoken.Encoding, block_size: int) -> dict[str, dict[str, Any]]:
+    """The same tokenizer for transformers: {"tokenizer.json": …, "tokenizer_config.json": …}.
+
+    There a token's text is one letter a byte (Radford et al. 2019), and what tiktoken decides by the rank of the merged
+    token is a list of merges: every two tokens that make up a third, by its rank.
+    """
+    ranks = ranks_of(tokenizer)
+    letters = _letter_of_each_byte()
+    spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    merges = [
+        [spelled[token[:i]], spelled[token[i:]]]
+        for token in ranks
+        for i in range(1, len(token))
+        if token[:i] in ranks and token[i:] in ranks
+    ]
+    end = "<|endoftext|>"
+    special = {"id": tokenizer.eot_token, "content": end, "special": True, "normalized": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": tokenizer._pat_str}, "behavior": "Isolated", "invert": False}
+    return {
+        "tokenizer.json": {
+            "version": "1.0",
+            "added_tokens": [{**special, "single_word": False, "lstrip": False, "rstrip": False}],
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "ignore_merges": True,  # a word that is a token is taken whole, as in tiktoken
+                "vocab": {spelled[token]: rank for token, rank in ranks.items()} | {end: tokenizer.eot_token},
+                "merges": merges,
+            },
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": end,
+            "eos_token": end,
+            "model_max_length": block_size,
+            "clean_up_tokenization_spaces": False,
+        },
+    }
+
+
+def _letter_of_each_byte() -> list[str]:
+    """GPT-2's way to print bytes: as their character in Latin-1, or, where that is invisible, as one from 256 on."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return [chr(byte if byte in visible else 256 + others.index(byte)) for byte in range(256)]
 
 
 def train_bpe(text: Iterable[str], vocab_size: int) -> dict[bytes, int]:

@@ -130,6 +130,7 @@ class GPT(nn.Module):
     """A decoder-only language model: p(next token | tokens so far)."""
 
     precision = torch.float32  # of the matrix products; bfloat16 is faster where the device has it (run/device.py)
+    compiled = False  # whether the blocks are, by block.compile()
     checkpoint_activations = False  # True: keep only what enters a block, and compute the rest again for the gradients
 
     def __init__(self, config: GPTConfig) -> None:
@@ -177,7 +178,8 @@ class GPT(nn.Module):
             x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
             for layer, block in enumerate(self.blocks):
                 if cache is not None:
-                    x = block.forward(x, visible, cache.layers[layer])  # not block(): rows that grow are not compiled
+                    eager = block.forward if self.compiled else block  # rows that grow are not compiled
+                    x = eager(x, visible, cache.layers[layer])
                 elif self.checkpoint_activations and torch.is_grad_enabled():
                     x = checkpoint(block, x, visible, None, use_reentrant=False)
                 else:

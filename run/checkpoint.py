@@ -1,8 +1,10 @@
-"""Run folders: a model and its tokenizer, or an adapter with the name and hash of the base it was trained on.
+"""Models and adapters on disk. A run folder holds one of
 
     model.pt     {"config": of the GPT, "tokenizer": its name, "weights"}, beside it tokenizer.tiktoken unless that is
                  gpt2 or bytes
-    adapter.pt   {"config": r, alpha, targets, "base": its folder, "base_sha256", "weights": A and B}
+    adapter.pt   {"config": r, alpha, targets, "base": its name, "base_sha256", "weights": A and B}
+
+and wherever one is read, a model or an adapter in Hugging Face's layout will do (run/hugging_face.py).
 
 Only tensors and plain types are stored, and files are replaced whole: a save that is cut off leaves the old one.
 Everything here raises a Mistake for a folder or file that does not fit.
@@ -21,6 +23,7 @@ from data import tokenizer as tokenizers
 from model.generate import lay_out_for_generation
 from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora, base_state_dict, load_lora_state_dict, lora_layers, lora_state_dict, refuse_if_merged
+from run import hugging_face, ranks
 from run.config import Mistake
 
 MODEL = ("config", "tokenizer", "weights")
@@ -29,21 +32,29 @@ ADAPTER = ("config", "base", "base_sha256", "weights")
 
 def save_model(folder: str | Path, model: GPT, tokenizer: tiktoken.Encoding) -> int:
     """Writes model.pt (and the tokenizer, if it is one of one's own) and returns its size in bytes."""
-    if tokenizer.name not in ("gpt2", "bytes"):
-        ranks = {tokenizer.decode_single_token_bytes(rank): rank for rank in range(tokenizer.eot_token)}
-        tokenizers.save_tokenizer(ranks, Path(folder, "tokenizer.tiktoken"))
+    if ranks.here()[0] == 0:
+        save_tokenizer_beside(tokenizer, folder)
     contents = {"config": dataclasses.asdict(model.config), "tokenizer": tokenizer.name, "weights": model.state_dict()}
     return _write(Path(folder, "model.pt"), contents)
 
 
+def save_tokenizer_beside(tokenizer: tiktoken.Encoding, folder: str | Path) -> None:
+    if tokenizer.name not in ("gpt2", "bytes"):
+        tokenizers.save_tokenizer(tokenizers.ranks_of(tokenizer), Path(folder, "tokenizer.tiktoken"))
+
+
 def load_model(folder: str | Path, row_length: int = 1, dropout: float = 0.0) -> GPT:
-    """The model of a run, on the CPU. Refuses when it cannot read rows of row_length tokens."""
-    contents = _read(Path(folder, "model.pt"), MODEL)
-    try:
-        model = GPT(GPTConfig(**{**contents["config"], "dropout": dropout}))
-        model.load_state_dict(contents["weights"])
-    except (TypeError, RuntimeError) as error:
-        raise Mistake(f"{folder}/model.pt does not fit its own config: {_first_line(error)}") from error
+    """The model of a run, or one in Hugging Face's layout, on the CPU. Refuses when it cannot read rows of row_length
+    tokens."""
+    if hugging_face.is_model(folder):
+        model = hugging_face.load_model(folder, dropout)
+    else:
+        contents = _read(Path(folder, "model.pt"), MODEL)
+        try:
+            model = GPT(GPTConfig(**{**contents["config"], "dropout": dropout}))
+            model.load_state_dict(contents["weights"])
+        except (TypeError, RuntimeError) as error:
+            raise Mistake(f"{folder}/model.pt does not fit its own config: {_first_line(error)}") from error
     if row_length > model.config.block_size:
         raise Mistake(
             f"--block-size {row_length} is beyond the {model.config.block_size} tokens that {folder} can read"
@@ -51,15 +62,28 @@ def load_model(folder: str | Path, row_length: int = 1, dropout: float = 0.0) ->
     return model
 
 
+def config_of(folder: str | Path) -> GPTConfig:
+    """The shape of a model; of a published one without downloading it."""
+    if hugging_face.is_model(folder):
+        return hugging_face.config_of(folder)
+    try:
+        return GPTConfig(**_read(Path(folder, "model.pt"), MODEL)["config"])
+    except TypeError as error:
+        raise Mistake(f"{folder}/model.pt does not fit its own config: {_first_line(error)}") from error
+
+
 def tokenizer_of(folder: str | Path) -> tiktoken.Encoding:
-    """The tokenizer that the model of a run was trained with."""
-    name = _read(Path(folder, "model.pt"), MODEL)["tokenizer"]
+    """The tokenizer that a model was trained with."""
+    if hugging_face.is_model(folder):
+        name = hugging_face.tokenizer_name(folder)
+    else:
+        name = _read(Path(folder, "model.pt"), MODEL)["tokenizer"]
     own = Path(folder, "tokenizer.tiktoken")
     if name not in ("gpt2", "bytes") and not own.is_file():
-        raise Mistake(f"{folder} lacks the tokenizer.tiktoken that its model.pt was trained with")
+        raise Mistake(f"{folder} lacks the tokenizer.tiktoken that its model was trained with")
     tokenizer = tokenizers.load_tokenizer(name if name in ("gpt2", "bytes") else str(own))
     if tokenizer.name != name:
-        raise Mistake(f"{folder}/tokenizer.tiktoken is not the tokenizer that its model.pt was trained with")
+        raise Mistake(f"{folder}/tokenizer.tiktoken is not the tokenizer that its model was trained with")
     return tokenizer
 
 
@@ -79,30 +103,49 @@ def save_adapter(folder: str | Path, model: GPT, base: str | Path, name: str = "
 
 
 def load_adapter(model: GPT, folder: str | Path, name: str = "default") -> None:
-    """Puts the adapter of a run beside the model's Linears, active. Refuses a model that is not the adapter's base."""
-    contents = _read(Path(folder, "adapter.pt"), ADAPTER)
-    if contents["base_sha256"] != sha256_of_base(model):
+    """Puts the adapter of a run, or one from PEFT, beside the model's Linears, active. Refuses a model that is not the
+    adapter's base: a run knows it by every bit, PEFT by its shapes only."""
+    config, weights, sha256 = read_adapter(folder)
+    if sha256 not in ("", sha256_of_base(model)):
         raise Mistake(
-            f"the adapter in {folder} was trained on {contents['base']}, not on this base: their weights differ"
+            f"the adapter in {folder} was trained on {base_of(folder)}, not on this base: their weights differ"
         )
-    config = contents["config"]
     try:
         apply_lora(model, config["r"], config["alpha"], 0.0, config["targets"], name)
-        load_lora_state_dict(model, contents["weights"], name)
+        load_lora_state_dict(model, weights, name)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Mistake(f"{folder}/adapter.pt does not fit its base: {_first_line(error)}") from error
+        raise Mistake(f"the adapter in {folder} does not fit its base: {_first_line(error)}") from error
+
+
+def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
+    """An adapter's r, alpha and targets, its A and B by name, and the fingerprint of its base, where that is known."""
+    if hugging_face.is_adapter(folder):
+        return *hugging_face.load_adapter(folder), ""
+    contents = _read(Path(folder, "adapter.pt"), ADAPTER)
+    return contents["config"], contents["weights"], contents["base_sha256"]
+
+
+def base_of(adapter: str | Path) -> str:
+    """The base that an adapter was trained on, by the name that training was given."""
+    if hugging_face.is_adapter(adapter):
+        return hugging_face.base_of(adapter)
+    return str(_read(Path(adapter, "adapter.pt"), ADAPTER)["base"])
 
 
 def load_run(folder: str, adapter: str, device: torch.device) -> tuple[GPT, tiktoken.Encoding]:
-    """What to evaluate or to talk to: a model, with an adapter on it if one is named; its base is then known anyway."""
+    """What to evaluate or to talk to: a model, with an adapter on it if one is named; its base is then known anyway.
+
+    Of several adapters, named with commas between, each is there under its own name, and the last is active.
+    """
     if not folder and not adapter:
         raise Mistake("give --from RUN, or --adapter RUN for a LoRA adapter and its base")
-    base = folder or str(_read(Path(adapter, "adapter.pt"), ADAPTER)["base"])
-    if not Path(base, "model.pt").is_file() and not folder:
-        raise Mistake(f"{adapter} was trained on {base}, where no model.pt is now: name its folder with --from")
+    adapters = [one.strip() for one in adapter.split(",") if one.strip()]
+    base = folder or base_of(adapters[0])
+    if not (folder or hugging_face.is_model(base) or Path(base, "model.pt").is_file()):
+        raise Mistake(f"{adapters[0]} was trained on {base}, where no model is now: name its folder with --from")
     model = load_model(base)
-    if adapter:
-        load_adapter(model, adapter)
+    for number, one in enumerate(adapters):
+        load_adapter(model, one, f"adapter_{number}")
     model.to(device)
     if device.type == "cpu":
         lay_out_for_generation(model)
@@ -121,11 +164,15 @@ def sha256_of_base(model: GPT) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(base_state_dict(model).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(ranks.whole(tensor).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _write(path: Path, contents: dict[str, Any]) -> int:
+    contents["weights"] = {name: ranks.whole(weight).cpu() for name, weight in contents["weights"].items()}
+    if ranks.here()[0] > 0:
+        return 0  # rank 0 writes
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not all(weight.isfinite().all() for weight in contents["weights"].values()):
         raise Mistake(f"{path} is not saved: training diverged in its last step; try a lower --learning-rate")
     unfinished = path.with_suffix(".unfinished")

@@ -5,9 +5,11 @@ import dataclasses
 import inspect
 import io
 import math
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from model.lora import TARGETS
@@ -34,8 +36,7 @@ class Mistake(ValueError):
 
 
 def command_line(main: Callable[[Any], Any], Config: type) -> None:
-    """Runs main with a Config read from the flags. A Mistake, or an OSError, ends as one sentence and exit code 2;
-    `python -X dev` shows where it was raised."""
+    """Runs main with a Config read from the flags; a user's mistake ends as one sentence."""
     help_texts = dict(re.findall(r"^ +(\w+): .*?  # (.+)$", inspect.getsource(Config), re.MULTILINE))
     parser = argparse.ArgumentParser(
         description=sys.modules[main.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -56,17 +57,26 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
         )
     given = vars(parser.parse_args())
     any_character()
-    try:
+    with one_sentence(parser.prog):
         for name, value in given.items():
             if value == "" and name != "input":
                 raise Mistake(f"{flag(name)} is empty")
             if name in NEW_MODEL and "init_from" in given:
                 raise Mistake(f"{flag(name)} is for a new model: the one from --init-from has its own")
         main(check(Config(**given)))
+
+
+@contextmanager
+def one_sentence(program: str) -> Iterator[None]:
+    """Within it a Mistake, or an OSError, ends the program with one sentence and exit code 2; under `python -X dev`
+    with the line that raised it. Of several ranks (run/ranks.py) each says who it is."""
+    try:
+        yield
     except (Mistake, OSError) as error:
         if sys.flags.dev_mode:
             raise
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"{program}{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr)
         sys.exit(2)
 
 

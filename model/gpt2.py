@@ -1,0 +1,229 @@
+"""GPT-2's weights and their LoRA adapters as the rest of the world stores them, in and out.
+
+    python -m model.gpt2 export RUN FOLDER    a run for transformers; a LoRA run for PEFT
+    python -m model.gpt2 merge RUN FOLDER     a LoRA run, its base and its adapter merged, as a plain run
+
+Hugging Face's GPT-2 differs from ours in names and layout, in nothing else: its weights are transposed, (d_in, d_out),
+and c_attn is q, k and v in one. Adapters (PEFT) are not transposed: A (r, d_in), B (d_out, r), as here.
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.gpt import GPT, GPTConfig
+
+SHAPES: dict[str, tuple[int, int, int]] = {  # n_layer, n_head, n_embd of the published models
+    "gpt2": (12, 12, 768),
+    "distilgpt2": (6, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+}
+QKV = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
+THEIRS = {"attn.o_proj": "attn.c_proj", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"}
+OURS = {theirs: ours for ours, theirs in THEIRS.items()}
+
+# What a config.json may say that changes what the model computes, and the one value that is built here.
+BUILT = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+
+
+def config_from(settings: dict[str, Any]) -> GPTConfig:
+    """The shape that a config.json tells. Raises ValueError for a model that is not GPT-2 as it is built here."""
+    for key, values in BUILT.items():
+        if settings.get(key, values[0]) not in values:
+            raise ValueError(f"{key} is {settings[key]!r}; only {values[0]!r} is built here")
+    sizes: list[Any] = [settings.get(key) for key in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")]
+    if not all(type(size) is int for size in sizes):
+        raise ValueError("vocab_size, n_positions, n_layer, n_head and n_embd must be whole numbers")
+    V, T, n_layer, n_head, C = sizes
+    config = GPTConfig(V, T, n_layer, n_head, C)
+    if settings.get("n_inner") not in (None, 4 * config.n_embd):
+        raise ValueError(f"n_inner is {settings['n_inner']}; only 4 n_embd = {4 * config.n_embd} is built here")
+    return config
+
+
+def settings_from(config: GPTConfig, tokenizer: str, end_of_text: int) -> dict[str, Any]:
+    """The config.json of a model of ours; tokenizer is a key of our own, which transformers leaves alone."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **{key: values[0] for key, values in BUILT.items()},
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "tokenizer": tokenizer,
+    }
+
+
+def shape_from(tensors: dict[str, Tensor], n_head: int | None = None) -> GPTConfig:
+    """The shape that the weights themselves tell; but for n_head, which is n_embd / 64 in all published sizes."""
+    try:
+        V, C = tensors["wte.weight"].shape
+        T = tensors["wpe.weight"].size(0)
+    except (KeyError, ValueError):
+        raise ValueError("wte.weight and wpe.weight, the embeddings of GPT-2, are not in it") from None
+    n_layer = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
+    return GPTConfig(V, T, n_layer, n_head or max(1, C // 64), C)
+
+
+def without_extras(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, under the names of the published gpt2: no prefix, no causal masks, no copy of the tied head."""
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    head = weights.pop("lm_head.weight", None)
+    if head is not None and "wte.weight" in weights and not torch.equal(head, weights["wte.weight"]):
+        raise ValueError("lm_head.weight differs from wte.weight: a head that is not tied is not built here")
+    return {name: tensor for name, tensor in weights.items() if not re.search(r"\.attn\.(masked_)?bias$", name)}
+
+
+def model_from(weights: dict[str, Tensor], config: GPTConfig) -> GPT:
+    """A GPT with these weights (names without prefix), in fp32. Raises ValueError where they do not fit the shape."""
+    ours: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        name = re.sub(r"^h\.", "blocks.", name)
+        if name.endswith(".weight") and re.search(r"\.c_\w+\.", name):
+            tensor = tensor.T  # (d_in, d_out) -> (d_out, d_in)
+        if ".c_attn." in name:
+            parts = zip(QKV, tensor.chunk(3), strict=True)
+            ours |= {name.replace("attn.c_attn", proj): part for proj, part in parts}
+        else:
+            ours[re.sub(r"attn\.c_proj|mlp\.c_fc|mlp\.c_proj", lambda theirs: OURS[theirs[0]], name)] = tensor
+    with torch.device("meta"):  # no memory and no time for initial weights
+        model = GPT(config)
+    try:
+        model.load_state_dict({name: tensor.float().contiguous() for name, tensor in ours.items()}, assign=True)
+    except RuntimeError as error:
+        raise ValueError("; ".join(line.strip() for line in str(error).splitlines()[1:3])) from None
+    return model
+
+
+def weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The other way: a GPT's state dict in Hugging Face's names and layout. The tied head is not stored twice."""
+    theirs = {}
+    for name, tensor in state.items():
+        layer = next((layer for layer in (*QKV, *THEIRS) if f".{layer}." in name), "")
+        if layer in QKV[1:]:
+            continue  # they go with q
+        if layer == QKV[0]:
+            tensor = torch.cat([state[name.replace(layer, proj)] for proj in QKV])  # (3C, C) or (3C,)
+        if layer:
+            name = name.replace(layer, THEIRS.get(layer, "attn.c_attn"))
+            tensor = tensor.T if tensor.dim() == 2 else tensor  # (d_out, d_in) -> (d_in, d_out)
+        theirs["transformer." + re.sub("^blocks", "h", name)] = tensor
+    return theirs
+
+
+# ---- adapters ------------------------------------------------------------------------------------------------------
+
+PEFT = "base_model.model.transformer.h.{}.{}.lora_{}.weight"  # block, layer, A or B
+
+
+def adapter_from(tensors: dict[str, Tensor], settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT's adapter as ours: ({"r", "alpha", "targets"}, A and B by name). Raises ValueError for what LoRA is not.
+
+    An adapter of c_attn becomes three with the same A: B's rows are q's, k's and v's. Ranks that differ from layer to
+    layer are filled up with zeros to one r; columns of B that are zero are left out. Either leaves B A as it is.
+    """
+    odd = {"peft_type": "LORA", "bias": "none", "use_dora": False, "modules_to_save": None, "lora_bias": False}
+    for key, only in odd.items():
+        if settings.get(key) not in (only, None, []):
+            raise ValueError(f"{key} is {settings[key]!r}; only {only!r} is built here")
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    pattern = re.escape(PEFT).replace(r"\{\}", "{}").format(r"(\d+)", r"(.+)", "([AB])")
+    for name in tensors:
+        match = re.fullmatch(pattern, name)
+        if not match or (match[2] not in OURS and match[2] != "attn.c_attn"):
+            raise ValueError(f"{name} is no adapter of a layer of GPT-2")
+        block, layer = match[1], match[2]
+        A, B = (tensors[PEFT.format(block, layer, AB)].float() for AB in "AB")
+        B = B * _scaling(settings, f"h.{block}.{layer}", A.size(0))
+        parts = zip(QKV, B.chunk(3), strict=True) if layer == "attn.c_attn" else [(OURS[layer], B)]
+        for place, rows in parts:
+            used = rows.any(0)
+            pairs[f"blocks.{block}.{place}"] = A[used], rows[:, used]
+    r = max(1, *(A.size(0) for A, _ in pairs.values()))
+    state = {}
+    for place, (A, B) in pairs.items():
+        missing = r - A.size(0)
+        state[f"{place}.lora_A"] = torch.cat([A, A.new_zeros(missing, A.size(1))])
+        state[f"{place}.lora_B"] = torch.cat([B, B.new_zeros(B.size(0), missing)], 1)
+    return {"r": r, "alpha": float(r), "targets": sorted({place.split(".")[-1] for place in pairs})}, state
+
+
+def _scaling(settings: dict[str, Any], layer: str, r: int) -> float:
+    """PEFT's alpha / r, or with use_rslora alpha / √r; alpha_pattern names layers that have an alpha of their own."""
+    patterns = settings.get("alpha_pattern") or {}
+    own = [alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer)]
+    alpha = (own or [settings.get("lora_alpha")])[0]
+    if not isinstance(alpha, int | float):
+        raise ValueError(f"lora_alpha is {alpha!r}, expected a number")
+    return alpha / (r**0.5 if settings.get("use_rslora") else r)
+
+
+def adapter_of(state: dict[str, Tensor], r: int, alpha: float, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The other way: A and B of ours -> (PEFT's tensors, its adapter_config.json).
+
+    The adapters of q, k and v become one of c_attn: of rank r if they have the same A, else of rank 3r (or 2r), with
+    the As above one another and the Bs along the diagonal.
+    """
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}  # of each layer
+    for i in sorted({int(name.split(".")[1]) for name in state}):
+        prefix = f"blocks.{i}."
+        of_block = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        for layer, (A, B) in _as_theirs(of_block, r).items():
+            tensors |= {PEFT.format(i, layer, "A"): A, PEFT.format(i, layer, "B"): B}
+            ranks[f"h.{i}.{layer}"] = A.size(0)
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": r,
+        "lora_alpha": alpha,
+        "rank_pattern": {layer: rank for layer, rank in ranks.items() if rank != r},
+        "alpha_pattern": {layer: alpha * rank / r for layer, rank in ranks.items() if rank != r},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": True,
+        "target_modules": sorted({layer.split(".", 2)[2] for layer in ranks}),
+        "inference_mode": True,
+    }
+    return tensors, settings
+
+
+def _as_theirs(of_block: dict[str, Tensor], r: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """One block's adapters: Hugging Face's layer -> (A, B)."""
+    pairs = {
+        theirs: (of_block[f"{ours}.lora_A"], of_block[f"{ours}.lora_B"])
+        for ours, theirs in THEIRS.items()
+        if f"{ours}.lora_A" in of_block
+    }
+    found = [proj for proj in QKV if f"{proj}.lora_A" in of_block]
+    if found:
+        A = [of_block[f"{proj}.lora_A"] for proj in found]  # (r, C) each
+        shared = all(torch.equal(A[0], other) for other in A)
+        B = A[0].new_zeros(3, A[0].size(1), r if shared else r * len(found))  # (3, C, ..): the rows of q, k and v
+        for n, proj in enumerate(found):
+            start = 0 if shared else n * r
+            B[QKV.index(proj), :, start : start + r] = of_block[f"{proj}.lora_B"]
+        pairs["attn.c_attn"] = A[0] if shared else torch.cat(A), B.flatten(0, 1)  # (3C, ..)
+    return pairs
+
+
+if __name__ == "__main__":
+    from run.export import command  # the command sits above both rooms; the module itself knows nothing of runs
+
+    command()

@@ -1,0 +1,132 @@
+"""Several ranks are one process: the same losses, disjoint data, one that writes. Two gloo processes on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import metrics, weights
+
+import train_pretrain
+from data.batches import Batches
+from data.examples import from_text
+from data.tokenizer import load_tokenizer
+from run.checkpoint import load_run
+from run.config import Mistake
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+SCRIPTS = {"pretrain": "train_pretrain", "sft": "train_sft", "lora": "train_lora", "lora_sft": "train_lora"}
+
+
+def torchrun(*program):
+    """Two processes, started as a user starts them."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    program = [*TORCHRUN, "2", *map(str, program)]
+    return subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def settings_of(method, base, text, instructions):
+    """20 steps of unequal rows: 5 rows in 2 micro-batches leave one rank with fewer than the other, or with none."""
+    data = {"instructions": instructions} if "sft" in method else {"text": text}
+    rows = {"block_size": 192 if "sft" in method else 32, "batch_size": 5, "micro_batches": 2}
+    return {**data, **rows, "init_from": base, "steps": 20, "eval_every": 10, "learning_rate": 3e-3, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def runs(base, text, instructions, tmp_path_factory):
+    """Run folders by number of ranks, way of sharing and method: each method in one process and, twice, in two."""
+    folder = tmp_path_factory.mktemp("ranks")
+    settings = {method: settings_of(method, base, text, instructions) for method in SCRIPTS}
+    program = folder / "program.py"
+    program.write_text(
+        "import importlib, sys\n"
+        f"for method, script in {SCRIPTS!r}.items():\n"
+        "    script, out = importlib.import_module(script), f'{sys.argv[1]}/{method}'\n"
+        f"    script.main(script.Config(out=out, shard='fsdp' in out, **{settings!r}[method]))\n"
+    )
+    for ranks in ("ddp", "fsdp"):
+        done = torchrun(program, folder / ranks)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("parameters learn") == 4, "rank 0 alone prints"
+    subprocess.run(
+        [sys.executable, program, folder / "one"], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    return folder
+
+
+@pytest.mark.parametrize("ranks", ["ddp", "fsdp"])
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_two_ranks_are_one_process(runs, method, ranks):
+    """Traps 5 and 20: losses, gradients, held-out losses and weights, with unequal rows and micro-batches."""
+    one, two = runs / "one" / method, runs / ranks / method
+    for column in ("loss", "grad_norm", "graded_tokens"):
+        expected, found = (np.array(metrics(run, column), float) for run in (one, two))
+        assert len(found) == 20
+        np.testing.assert_allclose(found, expected, rtol=1e-6 if column == "loss" else 1e-5)
+    final = [float((run / "metrics.csv").read_text().splitlines()[-1].split(",")[2]) for run in (one, two)]
+    assert final[0] == pytest.approx(final[1], rel=1e-6)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-4, atol=1e-5)
+    assert (two / "sample.txt").read_text() == (one / "sample.txt").read_text()
+
+
+@pytest.mark.parametrize("ranks", ["ddp", "fsdp"])
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_what_several_ranks_wrote_is_one_run_and_loads_in_one_process(runs, method, ranks):
+    run = runs / ranks / method
+    lora = "lora" in method
+    saved = "adapter.pt" if lora else "model.pt"
+    assert sorted(p.name for p in run.iterdir()) == sorted(["config.json", "metrics.csv", "sample.txt", saved])
+    load_run("" if lora else str(run), str(run) if lora else "", torch.device("cpu"))
+
+
+def test_ranks_see_disjoint_rows_that_are_the_batch(text):
+    """Trap 20: the union over the ranks is the batch of one process; the order changes by epoch."""
+    train, _ = from_text(text, load_tokenizer("bytes"), 16, 0.1)
+    for step in range(40):
+        inputs = [Batches(train, 7, 2, 3, rank, n).of_step(step) for rank, n in [(0, 1), (0, 3), (1, 3), (2, 3)]]
+        for micro_batch, *parts in zip(*inputs, strict=True):
+            rows = sorted(row[graded].tolist() for row, graded in zip(micro_batch[0], micro_batch[2], strict=True))
+            found = [
+                row[graded].tolist()
+                for part in parts
+                for row, graded in zip(part[0], part[2], strict=True)
+                if graded.any()
+            ]
+            assert sorted(found) == rows
+
+
+def test_dropout_differs_from_rank_to_rank(base, text, tmp_path):
+    """Else rows of two ranks would lose the same channels."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, torch, train_pretrain as script\n"
+        "from run.session import Session\n"
+        "begin = Session.begin\n"
+        "def drawn(session, *args):\n"
+        "    begin(session, *args)\n"
+        "    open(f'{sys.argv[1]}/{session.rank}', 'w').write(str(torch.rand(())))\n"
+        "Session.begin = drawn\n"
+        f"script.main(script.Config(text={text!r}, init_from={base!r}, out=sys.argv[1] + '/own', steps=1))\n"
+    )
+    done = torchrun(program, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "0").read_text() != (tmp_path / "1").read_text()
+
+
+def test_a_mistake_of_all_ranks_ends_them_all(text, tmp_path):
+    done = torchrun("train_pretrain.py", "--text", text, "--out", tmp_path / "run", "--steps", 0)
+    assert done.returncode != 0 and "--steps must be above 0, got 0" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_shard_without_several_processes_is_a_mistake(text, tmp_path):
+    config = train_pretrain.Config(text=text, out=str(tmp_path / "run"), shard=True)
+    with pytest.raises(Mistake, match="start them with torchrun"):
+        train_pretrain.main(config)
