@@ -113,11 +113,9 @@ def _receive(url: str, part: Path, size: int | None) -> None:
         start = 0
     if start and start == size:
         return  # all of it came, and then the process was killed
-    request = urllib.request.Request(url, headers={"User-Agent": "finetuning-line-by-line"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
+    headers = {"User-Agent": "finetuning-line-by-line"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        response = urllib.request.urlopen(request, timeout=30)
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # the part is no beginning of the file
             part.unlink(missing_ok=True)
@@ -125,6 +123,8 @@ def _receive(url: str, part: Path, size: int | None) -> None:
         raise (_Interrupted if can_mend else _Failed)(f"the server said {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(f"no connection ({getattr(error, 'reason', error)})") from None
+    except ValueError as error:  # $HF_ENDPOINT without https://
+        raise _Failed(str(error)) from None
     with response:
         if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink(missing_ok=True)
@@ -199,7 +199,8 @@ def sha256_of(path: Path) -> str:
         while piece := file.read(2**20):
             digest.update(piece)
             bar.update(len(piece))
-    if time.time_ns() - stat.st_mtime_ns > 2 * 10**9:  # a file may change twice within a tick of its clock
+    is_old = time.time_ns() - stat.st_mtime_ns > 2 * 10**9  # a new file may change again within a tick of its clock
+    if is_old and stat.st_size >= 2**20:  # bytes; a smaller one is read in no time
         write_whole(remembered, digest.hexdigest().encode())
     return digest.hexdigest()
 

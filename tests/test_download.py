@@ -229,6 +229,11 @@ def test_a_mirror_takes_the_place_of_hugging_face(server, monkeypatch, cache):
     assert fetch(WEIGHTS["gpt2-xl"], "gpt2-xl") == cache / "downloads" / "gpt2-xl" / "model.safetensors"
 
 
+def test_a_mirror_without_https_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "mirror")
+    refused(WEIGHTS["gpt2"], "could not be downloaded: unknown url type: 'mirror/openai-community/gpt2/resolve/")
+
+
 def test_a_path_comes_before_a_name_and_a_name_is_for_its_own_flag(tmp_path, monkeypatch):
     with pytest.raises(Mistake, match="alpaca is for --instructions, not for --text"):
         find("alpaca", "text")
@@ -255,14 +260,15 @@ def test_a_table_in_an_archive_is_read_in_memory_and_nothing_is_extracted(server
 
 
 def test_a_hash_is_remembered_until_the_file_changes(tmp_path, cache):
-    file = put(tmp_path / "old.txt", b"one")
+    one, two = b"one" * 2**20, b"two" * 2**20
+    file = put(tmp_path / "old.txt", one)
     os.utime(file, ns=(10**18, 10**18))
-    assert sha256_of(file) == hashlib.sha256(b"one").hexdigest()
+    assert sha256_of(file) == hashlib.sha256(one).hexdigest()
     [remembered] = (cache / "hashes").iterdir()
     remembered.write_text("from memory")
     assert sha256_of(file) == "from memory"
-    put(file, b"two")
-    assert sha256_of(file) == hashlib.sha256(b"two").hexdigest()
+    put(file, two)
+    assert sha256_of(file) == hashlib.sha256(two).hexdigest()
     assert len(list((cache / "hashes").iterdir())) == 1, "a file that changed just now may change again unseen"
 
 
