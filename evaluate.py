@@ -51,9 +51,10 @@ def answered_right(
 ) -> list[bool]:
     """Whether the greedy answer to each example, white space at its ends aside, is the response, to the letter.
 
-    An example that was cut to fit the block has no whole response to compare with, and counts as a miss.
+    Of a conversation the first response counts. An example that was cut to fit the block has no whole response to
+    compare with, and counts as a miss.
     """
-    responses = [example.tokens[example.graded].tolist() for example in examples]
+    responses = [example.response() for example in examples]
     right = [False] * len(examples)
     shortest_first = sorted(range(len(examples)), key=lambda i: len(responses[i]))  # a batch stops at its longest
     for start in range(0, len(examples), batch_size):
@@ -143,8 +144,9 @@ def judge_answers(model: GPT, y: Yardsticks, split: str) -> dict[str, Any]:
 class Config:
     from_: str = ""  # run folder of the model; may be left out with --adapter, which knows its base
     adapter: str = ""  # run folder of a LoRA adapter
-    text: str = ""  # UTF-8 text file to predict
-    instructions: str = ""  # .json or .jsonl file of instructions to answer
+    text: str = ""  # text to predict: a file, a folder of them, or a corpus by name
+    instructions: str = ""  # instructions to answer: a .json, .jsonl, .csv or .tsv file, or a corpus by name
+    columns: str = ""  # the file's names for instruction, input, output or text: "instruction=question,output=answer"
     held_out: float = 0.1  # share of the file to judge by: what training held out, or 1 for all of a file it never saw
     batch_size: int = 32  # rows at once
     device: str = "auto"  # cuda, mps, cpu, or auto
@@ -153,10 +155,8 @@ class Config:
 def main(config: Config) -> None:
     check(config)
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
-    if config.text:
-        examples = from_text(config.text, tokenizer, model.config.block_size, config.held_out)[1]
-    else:
-        examples = from_instructions(config.instructions, tokenizer, model.config.block_size, config.held_out)[1]
+    how = (tokenizer, model.config.block_size, config.held_out, config.columns)
+    examples = from_text(config.text, *how)[1] if config.text else from_instructions(config.instructions, *how)[1]
     nll = token_nll(model, examples, config.batch_size)
     print(f"NLL {nll:.4f} nats a token, perplexity {perplexity(nll):.2f}, over {len(examples):,} examples")
     if config.instructions:

@@ -1,21 +1,22 @@
 """What a model learns from, plain text or instructions, both as examples (tokens, graded).
 
 tokens: (L,) ids; graded: (L,) bool, which of them the model is asked to predict. That mask is all that tells the two
-apart: text is graded everywhere, an instruction only on its response and the end-of-text token after it.
+apart: text is graded everywhere, an instruction only on its response and the end-of-text token after it, a
+conversation on each of its responses.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tiktoken
 
-from data.text import read_text, token_file
+from data.records import Instruction, read_instructions
+from data.text import token_file
 from run.config import Mistake
 
 
@@ -29,19 +30,25 @@ class Example(NamedTuple):
         n_before = int(self.graded.argmax())  # the index of the first True
         return self.tokens[: n_before if n_before > 0 else 16].tolist()
 
+    def response(self) -> list[int]:
+        """The first run of graded tokens: of a conversation, the first response and its end-of-text."""
+        run = self.graded[self.graded.argmax() :]
+        n_graded = len(run) if run.all() else int(run.argmin())  # the index of the first False
+        return self.tokens[self.graded.argmax() :][:n_graded].tolist()
+
 
 # ---- plain text: graded everywhere -------------------------------------------------------------------------------
 
 
 def from_text(
-    path: str | Path, tokenizer: tiktoken.Encoding, block_size: int, held_out: float
+    path: str | Path, tokenizer: tiktoken.Encoding, block_size: int, held_out: float, columns: str = ""
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Rows of block_size + 1 tokens to learn from, and those of the text's last part (the share held_out) to judge by.
 
     The part to judge by has at most 131,072 tokens, so that judging stays short; with held_out 1 it is all of the text.
     Raises OSError for a file that cannot be read, Mistake for one that is not UTF-8 or too short.
     """
-    tokens = token_file(path, tokenizer)
+    tokens = token_file(path, tokenizer, columns)
     n_held_out = len(tokens) if held_out == 1 else max(2, min(int(held_out * len(tokens)), 2**17))
     if held_out < 1 and len(tokens) < n_held_out + block_size + 1:
         raise Mistake(
@@ -72,27 +79,39 @@ class TextRows(Sequence[Example]):
 # ---- instructions: graded on the response ------------------------------------------------------------------------
 
 
-class Instruction(NamedTuple):
-    instruction: str  # what to do
-    input: str  # what to do it with, often empty
-    output: str  # the response
-    task: str = ""  # which task it is one of, where that is known
-    split: str = "instances"  # what is new in it, if it is a question to judge by
-    chance: float = 0.0  # of guessing the response
-
-
 def render_prompt(instruction: str, input: str = "") -> str:
     """The one prompt template, for training and for sampling: what the model has read when it begins to respond."""
     input_line = f"### Input: {input}\n" if input else ""
     return f"### Instruction: {instruction}\n{input_line}### Response:"
 
 
+def conversation(record: Instruction, tokenizer: tiktoken.Encoding) -> Example:
+    """What the model has read when it begins to respond to the record; graded are its own earlier responses.
+
+    Training and chat both come by here, and each part is encoded apart: so the ids are the same in both.
+    """
+    prompts = [*(render_prompt(user) for user, _ in record.earlier), render_prompt(record.instruction, record.input)]
+    if record.system:
+        prompts[0] = f"{record.system}\n{prompts[0]}"
+    tokens: list[int] = []
+    graded: list[bool] = []
+    for turn, prompt in enumerate(prompts):
+        read = tokenizer.encode_ordinary(prompt)
+        said = _response(record.earlier[turn][1], tokenizer) if turn < len(record.earlier) else []
+        tokens += read + said
+        graded += [False] * len(read) + [True] * len(said)
+    return Example(np.array(tokens), np.array(graded))
+
+
+def _response(text: str, tokenizer: tiktoken.Encoding) -> list[int]:
+    return [*tokenizer.encode_ordinary(" " + text), tokenizer.eot_token]
+
+
 def instruction_example(record: Instruction, tokenizer: tiktoken.Encoding) -> Example:
-    """Prompt and response are encoded apart: the prompt's ids are then the same as when one only asks."""
-    prompt = tokenizer.encode_ordinary(render_prompt(record.instruction, record.input))
-    response = [*tokenizer.encode_ordinary(" " + record.output), tokenizer.eot_token]
-    graded = [False] * len(prompt) + [True] * len(response)
-    return Example(np.array(prompt + response), np.array(graded))
+    """What the model reads, then its response, which is graded."""
+    before, response = conversation(record, tokenizer), _response(record.output, tokenizer)
+    graded = np.append(before.graded, [True] * len(response))
+    return Example(np.append(before.tokens, response), graded)
 
 
 def graded_everywhere(examples: Sequence[Example]) -> list[Example]:
@@ -125,7 +144,7 @@ def _joined(row: Sequence[Example]) -> Example:
 
 
 def from_instructions(
-    path: str | Path, tokenizer: tiktoken.Encoding, block_size: int, held_out: float
+    path: str | Path, tokenizer: tiktoken.Encoding, block_size: int, held_out: float, columns: str = ""
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """The examples to learn from, and a random share held_out to judge by: the same records in every run.
 
@@ -133,7 +152,7 @@ def from_instructions(
     prompt alone fills the block, so that nothing would be graded. Both are counted and printed. Raises ValueError when
     nothing is left to learn from or to judge by, and for a malformed file.
     """
-    records = read_instructions(path)
+    records = read_instructions(path, columns)
     random.Random(0).shuffle(records)
     n_held_out = max(1, int(held_out * len(records)))
     counts: Counter[str] = Counter()
@@ -142,7 +161,7 @@ def from_instructions(
         examples.append([])
         for record in part:
             tokens, graded, _ = instruction_example(record, tokenizer)
-            if not record.output.strip():
+            if not all(said.strip() for said in (record.output, *(said for _, said in record.earlier))):
                 counts["have an empty response: skipped"] += 1
             elif not graded[: block_size + 1].any():
                 counts[f"have a prompt longer than --block-size {block_size}, nothing would be graded: skipped"] += 1
@@ -159,45 +178,3 @@ def from_instructions(
             "it must have at least one of each"
         )
     return train, judge
-
-
-def read_instructions(path: str | Path) -> list[Instruction]:
-    """Alpaca's keys (instruction, output, and optionally input) from a .json list or a .jsonl file, a record a line.
-
-    Raises ValueError naming the file and the record, and what was expected there.
-    """
-    text = "".join(read_text(path))
-    if str(path).endswith(".jsonl"):
-        lines = [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        return [_record(where, _parse(where, line)) for where, line in lines]
-    records = _parse(str(path), text)
-    if not isinstance(records, list):
-        raise Mistake(f"{path} must hold a JSON list of records; for one record a line, name it .jsonl")
-    return [_record(f"{path}: record {number}", record) for number, record in enumerate(records, 1)]
-
-
-def _parse(where: str, text: str):
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Mistake(f"{where} is not JSON: {error}") from None
-
-
-def _record(where: str, record) -> Instruction:
-    if not isinstance(record, dict):
-        raise Mistake(f"{where} must be an object with instruction and output, not {type(record).__name__}")
-    values: dict[str, Any] = {
-        "instruction": record.get("instruction"),
-        "input": record.get("input") or "",
-        "output": record.get("output"),
-    }
-    for key, value in values.items():
-        if not isinstance(value, str):
-            found = f"is {json.dumps(value)[:40]}" if key in record else "is missing"
-            raise Mistake(f'{where}: "{key}" {found}, expected a text')
-    also: dict[str, Any] = {key: record[key] for key in ("task", "split", "chance") if key in record}
-    for key, value in also.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float) if key == "chance" else str):
-            expected = "a number" if key == "chance" else "a text"
-            raise Mistake(f'{where}: "{key}" is {json.dumps(value)[:40]}, expected {expected}')
-    return Instruction(**values, **also)

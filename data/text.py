@@ -1,61 +1,135 @@
-"""Text files of any size: read in pieces, tokenised once, memory-mapped."""
+"""Text of any size and kind: read in pieces, tokenised once, memory-mapped.
+
+A text is a file, plain or .gz; or a folder of .txt and .txt.gz files; or a file of records (data/records.py), of which
+the column "text" counts; or a corpus by name (data/public.py). Each file or record is a document, followed by an
+end-of-text.
+"""
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import tiktoken
 
+from data.download import bytes_bar, cache_folder, find, made_by_rank_0, sha256_of
+from data.records import READERS, kind_of, opened, read_records, text_of
 from run.config import Mistake
+
+Piece = tuple[str, bool]  # some text, and whether a document ends with it
 
 
 def read_text(path: str | Path) -> Iterator[str]:
     """A UTF-8 file in pieces of a million characters and the rest of their line, so that any size fits in memory."""
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            while piece := file.read(2**20):
-                yield piece + file.readline(2**20)
-        except UnicodeDecodeError:
-            raise Mistake(f"{path} is not UTF-8 text: {_first_bad_byte(path)}") from None
-
-
-def _first_bad_byte(path: str | Path) -> str:
-    offset = 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return f"{error.reason} at byte {offset + error.start}"
-            offset += len(line)
-    return "it changed while it was read"
-
-
-def token_file(path: str | Path, tokenizer: tiktoken.Encoding) -> np.ndarray:
-    """The text's ids and an end-of-text, (L,), memory-mapped: tokenised once, then kept in the cache folder.
-
-    That is $FINETUNING_CACHE, or ~/.cache/finetuning; files there are named by a hash of the text and the tokenizer.
-    """
-    if Path(path).exists() and not Path(path).is_file():
-        raise Mistake(f"{path} is not a file")  # nor is a pipe, which cannot be read twice
-    digest = hashlib.sha256(tokenizer.name.encode())
-    with open(path, "rb") as file:
+    with opened(Path(path)) as file:
         while piece := file.read(2**20):
-            digest.update(piece)
-    dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
-    folder = Path(os.environ.get("FINETUNING_CACHE") or Path.home() / ".cache" / "finetuning")
-    cached = folder / f"{digest.hexdigest()[:32]}.{np.dtype(dtype).name}"
-    if not cached.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = cached.with_suffix(f".{os.getpid()}")
-        try:
-            with open(unfinished, "wb") as file:
-                for text in read_text(path):
-                    np.array(tokenizer.encode_ordinary(text), dtype).tofile(file)
-                np.array([tokenizer.eot_token], dtype).tofile(file)
-            os.replace(unfinished, cached)
-        finally:
-            unfinished.unlink(missing_ok=True)
+            yield piece + file.readline(2**20)
+
+
+def pieces_of(source: str | Path, columns: str = "") -> Iterator[Piece]:
+    """All documents of the text, one after another, in pieces of at most about a million characters."""
+    path, columns = find(source, "text", columns)
+    for file in files_of(path):
+        if kind_of(file) in READERS:
+            for where, record in read_records(file, columns, ("text",)):
+                if not isinstance(record, dict):
+                    raise Mistake(f"{where} must be an object with text, not {type(record).__name__}")
+                yield text_of(where, record, "text"), True
+        elif columns:
+            raise Mistake(f"--columns is for .json, .jsonl, .csv and .tsv: {file} is plain text")
+        else:
+            for text in read_text(file):
+                yield text, False
+            yield "", True
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself; of a folder, all .txt and .txt.gz in it and in its folders, sorted by path."""
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.name.endswith((".txt", ".txt.gz")) and file.is_file()]
+        if not files:
+            raise Mistake(f"{path} is a folder without a .txt or .txt.gz file")
+        return sorted(files, key=lambda file: file.relative_to(path).as_posix())
+    if not path.is_file():
+        raise Mistake(f"{path} is not a file")  # nor is a pipe, which cannot be read twice
+    return [path]
+
+
+def token_file(source: str | Path, tokenizer: tiktoken.Encoding, columns: str = "") -> np.ndarray:
+    """The text's ids, (L,), an end-of-text after each document, memory-mapped: tokenised once, then kept in the cache.
+
+    Files there are named by a hash of the text, the tokenizer and the columns.
+    """
+    path, columns = find(source, "text", columns)
+    files = files_of(path)
+    contents = [(kind_of(file) if kind_of(file) in READERS else "text", sha256_of(file)) for file in files]
+    key = hashlib.sha256(repr((tokenizer.name, columns, contents)).encode()).hexdigest()[:32]
+    dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32)
+    cached = cache_folder() / f"{key}.{dtype.name}"
+    if cached.exists() or made_by_rank_0(cached):
+        return np.memmap(cached, dtype, mode="r")
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = cached.with_suffix(f".{os.getpid()}")
+    is_plain = all(file.suffix != ".gz" and kind_of(file) not in READERS for file in files)
+    total = sum(file.stat().st_size for file in files) if is_plain else None  # bytes of text, where known beforehand
+    try:
+        with open(unfinished, "wb") as out, bytes_bar(f"tokenising {path.name}", total) as bar:
+            for ids, n_bytes in encode(pieces_of(path, columns), tokenizer, threads=min(8, os.cpu_count() or 1)):
+                ids.astype(dtype).tofile(out)
+                bar.update(n_bytes)
+            if not out.tell():
+                raise Mistake(f"{source} has no records")
+            os.fsync(out.fileno())
+        os.replace(unfinished, cached)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return np.memmap(cached, dtype, mode="r")
+
+
+def encode(pieces: Iterable[Piece], tokenizer: tiktoken.Encoding, threads: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The pieces' ids, (n,), in order, and how many bytes of text they are: about a megabyte at a time.
+
+    Threads gain because tiktoken encodes without holding Python's lock; only a few megabytes wait for their turn.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[tuple[np.ndarray, int]]] = deque()
+        for some in _megabytes(pieces):
+            waiting.append(pool.submit(_encode, some, tokenizer))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _megabytes(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Short documents together, so that a thread has enough to do."""
+    some: list[Piece] = []
+    n_characters = 0
+    for piece in pieces:
+        some.append(piece)
+        n_characters += len(piece[0])
+        if n_characters >= 2**20:
+            yield some
+            some, n_characters = [], 0
+    if some:
+        yield some
+
+
+def _encode(pieces: Sequence[Piece], tokenizer: tiktoken.Encoding) -> tuple[np.ndarray, int]:
+    ids = []
+    for text, is_end in pieces:
+        ids.append(_ids(text, tokenizer))
+        if is_end:
+            ids.append(np.array([tokenizer.eot_token], np.uint32))
+    return np.concatenate(ids), sum(len(text.encode(errors="replace")) for text, _ in pieces)
+
+
+def _ids(text: str, tokenizer: tiktoken.Encoding) -> np.ndarray:
+    """encode_ordinary's ids, without a Python list in between: special tokens in the text are plain text."""
+    try:
+        return tokenizer.encode_to_numpy(text, disallowed_special=())
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold
+        return np.array(tokenizer.encode_ordinary(text), np.uint32)

@@ -21,7 +21,7 @@ from typing import Any
 
 import tiktoken
 
-from data.text import read_text
+from data.text import pieces_of
 from run.config import Mistake, command_line
 
 # Words and numbers with the space before them, punctuation, white space: every character matches one of these.
@@ -177,7 +177,7 @@ def _merge(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
 
 @dataclass(kw_only=True)
 class Config:
-    text: str  # UTF-8 text file to learn the merges from
+    text: str  # what to learn the merges from: a text file, a folder of them, or a corpus by name
     out: str  # file to write, in tiktoken's format
     vocab_size: int = 1024  # tokens: 256 bytes and the merges
 
@@ -185,7 +185,7 @@ class Config:
 def main(config: Config) -> None:
     if Path(config.out).exists():
         raise Mistake(f"{config.out} exists already: give another --out, or delete it")
-    ranks = train_bpe(read_text(config.text), config.vocab_size)
+    ranks = train_bpe((piece for piece, _ in pieces_of(config.text)), config.vocab_size)
     save_tokenizer(ranks, config.out)
     print(f"{config.out}: {len(ranks):,} tokens, the last one {list(ranks)[-1]!r}")
 

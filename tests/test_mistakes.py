@@ -81,7 +81,15 @@ PRETRAIN, SFT, LORA = "--out {tmp}/new --text", "--out {tmp}/new --init-from {ba
 
 MISTAKES = [
     ("pretrain", f"{PRETRAIN} {{tmp}}/nowhere.txt", "No such file or directory: '{tmp}/nowhere.txt'"),
-    ("pretrain", f"{PRETRAIN} {{tmp}}", "{tmp} is not a file"),
+    ("pretrain", f"{PRETRAIN} {{tmp}}/norun", "{tmp}/norun is a folder without a .txt or .txt.gz file"),
+    ("pretrain", f"{PRETRAIN} alpaca", "alpaca is for --instructions, not for --text"),
+    (
+        "pretrain",
+        f"{PRETRAIN} shakespeare",
+        "No such file or directory; known by name, for --text: tinyshakespeare: 'sh",
+    ),
+    ("sft", f"{SFT} {{text}}", "text.txt must be named .json, .jsonl, .csv or .tsv"),
+    ("evaluate", "--from {base} --text {text} --columns text=body", "--columns is for .json, .jsonl, .csv and .tsv:"),
     ("pretrain", f"{PRETRAIN} {{tmp}}/empty.txt", "empty.txt has 1 tokens, too few"),
     (
         "pretrain",

@@ -1,0 +1,216 @@
+"""Public files by name: downloaded once into the cache folder, checked by their sha256, never taken for another file.
+
+A file that cannot be downloaded may be fetched elsewhere and put where the message says; it is checked all the same.
+"""
+
+import errno
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from data.public import CORPORA, HUB, Public
+from run.config import Mistake
+
+WAITS = (1, 2, 4, 8)  # seconds before the second try, the third and so on
+
+
+def find(source: str | Path, kind: str, columns: str = "") -> tuple[Path, str]:
+    """The path of a file or folder, or else of a public corpus by name, downloaded if need be; and its columns.
+
+    kind: text or instructions. columns: those that the user gave, which come before a corpus's own. A file in an
+    archive has a path too: NAME.zip/MEMBER. Raises FileNotFoundError, and Mistake for a corpus of the other kind.
+    """
+    path, name = Path(source), str(source)
+    if path.exists() or in_archive(path):
+        return path, columns
+    if name in CORPORA:
+        corpus = CORPORA[name]
+        if corpus.kind != kind:
+            raise Mistake(f"{name} is for --{corpus.kind}, not for --{kind}")
+        return fetch(corpus, name) / corpus.member, columns or corpus.columns
+    also = ""
+    if not {"/", "\\", "."} & set(name):
+        known = ", ".join(name for name, corpus in CORPORA.items() if corpus.kind == kind)
+        also = f"; known by name, for --{kind}: {known}"
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT) + also, name)
+
+
+def in_archive(path: Path) -> bool:
+    return path.parent.suffix == ".zip" and path.parent.is_file()
+
+
+def fetch(public: Public, name: str) -> Path:
+    """The public file in the cache folder, downloaded if it is not there.
+
+    Raises Mistake, which says what to put where by hand, if it cannot be downloaded or is not the file that it must be;
+    OSError if it cannot be written.
+    """
+    # $HF_ENDPOINT is Hugging Face's own name for a mirror of it
+    url = public.url.replace(HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
+    path = cache_folder() / "downloads" / name / public.url.rsplit("/", 1)[1]
+    if path.exists() or made_by_rank_0(path):
+        if wrong := _what_is_wrong(path, public):
+            raise Mistake(f"{path} is not the file of {url}: {wrong}; delete it, or put the right one there")
+        return path
+    size = f"{public.size:,} bytes" if public.size else "size not known"
+    pinned = "not pinned to a revision and " if "/main/" in url and not public.sha256 else ""
+    check = f"sha256 {public.sha256}" if public.sha256 else f"{pinned}no sha256 is known: it cannot be checked"
+    print(f"downloading {name} from {url} (licence: {public.licence}; {size}; {check})", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _download(url, public, path)
+    except _Failed as error:
+        raise Mistake(f"{url} could not be downloaded: {error}; download it elsewhere and put it at {path}") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
+    return path
+
+
+class _Failed(Exception):
+    """A download failed for good; str() says why."""
+
+
+class _Interrupted(_Failed):
+    """A download failed in a way that another try may mend."""
+
+
+def _download(url: str, public: Public, path: Path) -> None:
+    """Goes on where the last try ended, waits longer after each failure, and begins once anew if the file is wrong."""
+    part = path.with_name(path.name + ".part")
+    waits, from_scratch = iter(WAITS), False
+    while True:
+        try:
+            _receive(url, part, public.size)
+        except _Interrupted as error:
+            wait = next(waits, None)
+            if wait is None:
+                raise
+            print(f"{error}; trying again in {wait} s", flush=True)
+            time.sleep(wait)
+            continue
+        wrong = _what_is_wrong(part, public)
+        if not wrong:
+            os.replace(part, path)
+            return
+        part.unlink()
+        if from_scratch:
+            raise _Failed(wrong)
+        from_scratch = True
+
+
+def _receive(url: str, part: Path, size: int | None) -> None:
+    """Adds to the part what it lacks. size: bytes of the whole file, where known."""
+    start = part.stat().st_size if part.exists() else 0
+    if size is not None and start > size:
+        start = 0
+    if start and start == size:
+        return  # all of it came, and then the process was killed
+    headers = {"User-Agent": "finetuning-line-by-line"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # the part is no beginning of the file
+            part.unlink(missing_ok=True)
+        can_mend = error.code in (416, 429) or error.code >= 500
+        raise (_Interrupted if can_mend else _Failed)(f"the server said {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(f"no connection ({getattr(error, 'reason', error)})") from None
+    except ValueError as error:  # $HF_ENDPOINT without https://
+        raise _Failed(str(error)) from None
+    with response:
+        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            part.unlink(missing_ok=True)
+            raise _Interrupted("the server went on from another place than it was asked to")
+        start = start if response.status == 206 else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else size
+        with open(part, "ab" if start else "wb") as file, bytes_bar(part.stem, total, start) as bar:
+            for piece in _pieces(response):
+                file.write(piece)
+                bar.update(len(piece))
+            file.flush()
+            os.fsync(file.fileno())
+    got = part.stat().st_size
+    if total is not None and got != total:
+        if got > total:
+            part.unlink()
+        raise _Interrupted(f"the connection ended after {got:,} of {total:,} bytes")
+
+
+def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    try:
+        while piece := response.read(2**18):
+            yield piece
+    except http.client.IncompleteRead:
+        return  # that too little came is seen by its length
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(f"the connection broke ({error})") from None
+
+
+def _what_is_wrong(path: Path, public: Public) -> str:
+    """Why this is not the public file, or nothing."""
+    with open(path, "rb") as file:
+        beginning = file.read(24)
+    found = f"{path.stat().st_size:,} bytes that begin with {beginning!r}"
+    if public.sha256 is None:
+        is_page = beginning.startswith((b"<", b"version https://git-lfs"))
+        return f"it is a web page or a pointer, {found}" if is_page else ""
+    digest = sha256_of(path)
+    return "" if digest == public.sha256 else f"it is {found}, with sha256 {digest} where {public.sha256} is expected"
+
+
+def bytes_bar(title: str, total: int | None, start: int = 0) -> tqdm:
+    """A progress bar in bytes, for what takes longer than a second at a terminal."""
+    sizes = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
+    return tqdm(desc=title, total=total, initial=start, delay=1, disable=None, **sizes)
+
+
+def cache_folder() -> Path:
+    """Where downloads and tokenised texts are kept: $FINETUNING_CACHE, or ~/.cache/finetuning."""
+    return Path(os.environ.get("FINETUNING_CACHE") or Path.home() / ".cache" / "finetuning")
+
+
+def made_by_rank_0(path: Path) -> bool:
+    """False for the first process on a machine, which makes the file; the others wait until it is there."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0 or not (dist.is_available() and dist.is_initialized()):
+        return False
+    while not path.exists():
+        time.sleep(0.2)
+    return True
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256. It is remembered by path, size and time: a file of many GB is not read anew at each start."""
+    stat = path.stat()
+    known_as = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    remembered = cache_folder() / "hashes" / known_as
+    if remembered.exists():
+        return remembered.read_text(encoding="utf-8")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file, bytes_bar(f"reading {path.name}", stat.st_size) as bar:
+        while piece := file.read(2**20):
+            digest.update(piece)
+            bar.update(len(piece))
+    is_old = time.time_ns() - stat.st_mtime_ns > 2 * 10**9  # a new file may change again within a tick of its clock
+    if is_old and stat.st_size >= 2**20:  # bytes; a smaller one is read in no time
+        write_whole(remembered, digest.hexdigest().encode())
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """All of the content or nothing: another process, or the next one, never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""Public files by name: where each is, its licence, and what it must hash to."""
+
+from dataclasses import dataclass
+
+HUB = "https://huggingface.co"
+RAW = "https://raw.githubusercontent.com"
+BOOK = f"{RAW}/rasbt/LLMs-from-scratch/main/ch07"
+
+
+@dataclass(frozen=True)
+class Public:
+    """A public file, and how to read it."""
+
+    kind: str  # text, instructions or weights
+    licence: str
+    size: int | None  # bytes, where known
+    sha256: str | None  # where known: without it only a broken download is noticed, not another file
+    url: str
+    member: str = ""  # the file to read in a .zip
+    columns: str = ""  # as for --columns
+
+
+CORPORA = {
+    "tinyshakespeare": Public(
+        "text",
+        "public-domain text",
+        1_115_394,
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        f"{RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    ),
+    "instruction-data": Public(
+        "instructions",
+        "Apache-2.0",
+        203_524,
+        "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944",
+        f"{BOOK}/01_main-chapter-code/instruction-data.json",
+    ),
+    "preference-pairs": Public(
+        "instructions",
+        "Apache-2.0",
+        386_968,
+        "305315abf14f65fa42c01a0877572f832606571c2a7d49f152ac1d758b16756e",
+        f"{BOOK}/04_preference-tuning-with-dpo/instruction-data-with-preference.json",
+    ),
+    "alpaca": Public(
+        "instructions",
+        "CC BY-NC 4.0",
+        22_773_992,
+        "2eddafc6b977608d778aaab8dfc7e50e547b3af9826dfb9e909d9fc362e4a419",
+        f"{RAW}/tatsu-lab/stanford_alpaca/761dc5bfbdeeffa89b8bff5d038781a4055f796a/alpaca_data.json",
+    ),
+    "dolly-15k": Public(
+        "instructions",
+        "CC BY-SA 3.0",
+        None,
+        "2df9083338b4abd6bceb5635764dab5d833b393b55759dffb0959b6fcbf794ec",
+        f"{HUB}/datasets/databricks/databricks-dolly-15k/resolve/bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a"
+        "/databricks-dolly-15k.jsonl",
+        columns="instruction=instruction,input=context,output=response",
+    ),
+    "sms-spam": Public(
+        "instructions",
+        "CC BY 4.0",
+        None,
+        "1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3",
+        "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
+        member="SMSSpamCollection",
+        columns="instruction==Is this message spam or ham?,input=2,output=1",
+    ),
+}
+
+
+def _weights(repository: str, revision: str, licence: str, size: int | None = None, sha256: str | None = None):
+    return Public("weights", licence, size, sha256, f"{HUB}/{repository}/resolve/{revision}/model.safetensors")
+
+
+WEIGHTS = {
+    "gpt2": _weights(
+        "openai-community/gpt2",
+        "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        "modified MIT",
+        548_105_171,
+        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+    ),
+    "distilgpt2": _weights(
+        "distilbert/distilgpt2",
+        "2290a62682d06624634c1f46a6ad5be0f47f38aa",
+        "Apache-2.0",
+        352_824_413,
+        "e1ff18884359fe8beb795a5f414feb85a6ce3d929ad019c0d958c039d2b94a1b",
+    ),
+    "gpt2-medium": _weights("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da", "modified MIT"),
+    "gpt2-large": _weights("openai-community/gpt2-large", "main", "modified MIT"),
+    "gpt2-xl": _weights("openai-community/gpt2-xl", "main", "modified MIT"),
+}

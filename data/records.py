@@ -1,0 +1,234 @@
+"""From files to records: .json, .jsonl, .csv and .tsv, plain or .gz.
+
+Where a file's columns (or JSON keys) have other names than ours, --columns says which is which, OURS=THEIRS:
+
+    "instruction=question,input=context,output=answer"
+    "input=2,output=1"                                 by number, from 1: a .csv or .tsv without a row of names
+    "instruction==Is this spam or ham?,output=1"       after "==" no column, but a text: the same in every record
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from data.download import find, in_archive
+from run.config import Mistake
+
+Where = str  # FILE:LINE, or FILE: record N
+
+
+class Instruction(NamedTuple):
+    instruction: str  # what to do
+    input: str  # what to do it with, often empty
+    output: str  # the response
+    task: str = ""  # which task it is one of, where that is known
+    split: str = "instances"  # what is new in it, if it is a question to judge by
+    chance: float = 0.0  # of guessing the response
+    earlier: tuple[tuple[str, str], ...] = ()  # of a conversation: what was said before, (user, assistant) each
+    system: str = ""  # of a conversation: what stands before all of it
+
+
+def read_instructions(path: str | Path, columns: str = "") -> list[Instruction]:
+    """All records of a file, or of a corpus by name: Alpaca's keys (instruction, output and optionally input), or a
+    conversation's (messages: a list of role and content). Raises Mistake naming the file and the line or record."""
+    file, columns = find(path, "instructions", columns)
+    ours = ("instruction", "input", "output", "messages")
+    return [_instruction(where, record) for where, record in read_records(file, columns, ours)]
+
+
+def _instruction(where: Where, record: Any) -> Instruction:
+    if not isinstance(record, dict):
+        raise Mistake(f"{where} must be an object with instruction and output, not {type(record).__name__}")
+    if "messages" in record:
+        return _conversation(where, record["messages"])
+    values: dict[str, Any] = {key: text_of(where, record, key) for key in ("instruction", "output")}
+    values["input"] = text_of(where, record, "input") if record.get("input") else ""
+    also: dict[str, Any] = {key: record[key] for key in ("task", "split", "chance") if key in record}
+    for key, value in also.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float) if key == "chance" else str):
+            expected = "a number" if key == "chance" else "a text"
+            raise Mistake(f'{where}: "{key}" is {json.dumps(value)[:40]}, expected {expected}')
+    return Instruction(**values, **also)
+
+
+def _conversation(where: Where, messages: Any) -> Instruction:
+    """The last turn as an instruction and its response, and the turns before it."""
+    try:
+        roles = [message["role"] for message in messages]
+        texts = [message["content"] for message in messages]
+        if not all(isinstance(text, str) for text in roles + texts):
+            raise TypeError
+    except (TypeError, KeyError):
+        raise Mistake(f'{where}: "messages" must be a list of objects with a role and a content, both texts') from None
+    n_system = int(roles[:1] == ["system"])
+    turns = list(zip(texts[n_system::2], texts[n_system + 1 :: 2], strict=False))
+    if not turns or roles[n_system:] != ["user", "assistant"] * len(turns):
+        found = ", ".join(roles[:8]) + (", …" if len(roles) > 8 else "") or "none"
+        raise Mistake(
+            f'{where}: "messages" must be of user and assistant in turn, the last of the assistant, and before them '
+            f"at most one of system; their roles are {found}"
+        )
+    (user, assistant), earlier = turns[-1], tuple(turns[:-1])
+    return Instruction(user, "", assistant, earlier=earlier, system=texts[0] if n_system else "")
+
+
+def text_of(where: Where, record: dict[str, Any], key: str) -> str:
+    value = record.get(key)
+    if isinstance(value, str):
+        return value
+    if key in record:
+        raise Mistake(f'{where}: "{key}" is {json.dumps(value)[:40]}, expected a text')
+    raise Mistake(
+        f'{where}: "{key}" is missing, expected a text; there are {", ".join(record) or "none"}, '
+        f"and --columns {key}=NAME can say which is meant"
+    )
+
+
+# ---- the formats -------------------------------------------------------------------------------------------------
+
+
+def read_records(path: Path, columns: str, ours: Sequence[str]) -> Iterator[tuple[Where, Any]]:
+    """Each record and where it stands, its columns under our names; one in memory at a time, but in .json all.
+
+    Raises Mistake for a file of another kind, for what is no record, and for columns that the file lacks.
+    """
+    wanted = column_map(columns, ours)
+    if kind_of(path) not in READERS:
+        raise Mistake(f"{path} must be named .json, .jsonl, .csv or .tsv, or one of these and .gz")
+    for where, record in READERS[kind_of(path)](path, wanted):
+        yield where, _renamed(where, record, wanted)
+
+
+def kind_of(path: Path) -> str:
+    """The suffix by which a file is read, .gz aside. What has none, in an archive, is a table as in a .tsv."""
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return ".tsv" if not suffix and in_archive(path) else suffix.lower()
+
+
+def column_map(columns: str, ours: Sequence[str]) -> dict[str, str]:
+    """{ours: theirs}, from "ours=theirs,ours=theirs"; a comma that no name and "=" follow is part of a name or text."""
+    wanted = {}
+    for pair in re.split(r",(?=\s*\w+=)", columns) if columns else []:
+        key, _, theirs = pair.strip().partition("=")
+        if key not in ours or not theirs:
+            raise Mistake(f"--columns has {pair!r}: it must be OURS=THEIRS, with {', '.join(ours)} for OURS")
+        wanted[key] = theirs
+    return wanted
+
+
+def _renamed(where: Where, record: Any, wanted: dict[str, str]) -> Any:
+    """Columns that are not wanted under another name keep their own."""
+    if not wanted or not isinstance(record, dict):
+        return record
+    renamed = {name: value for name, value in record.items() if name not in wanted.values()}
+    for ours, theirs in wanted.items():
+        if not theirs.startswith("=") and theirs not in record:
+            raise Mistake(f"{where} has no column {theirs!r} to take as {ours}; there are {', '.join(record)}")
+        renamed[ours] = theirs[1:] if theirs.startswith("=") else record[theirs]
+    return renamed
+
+
+def _from_jsonl(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]:
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}:{number}", _parse(f"{path}:{number}", line)
+
+
+def _from_json(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]:
+    with opened(path) as file:
+        records = _parse(str(path), file.read())
+    if not isinstance(records, list):
+        raise Mistake(f"{path} must hold a JSON list of records; for one record a line, name it .jsonl")
+    for number, record in enumerate(records, 1):
+        yield f"{path}: record {number}", record
+
+
+def _parse(where: Where, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Mistake(f"{where} is not JSON: {error}") from None
+
+
+def _from_csv(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]:
+    return _from_table(path, wanted, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+
+
+def _from_tsv(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]:
+    return _from_table(path, wanted, delimiter="\t", quoting=csv.QUOTE_NONE)  # a quote is a character like any other
+
+
+def _from_table(path: Path, wanted: dict[str, str], delimiter: str, quoting: Any) -> Iterator[tuple[Where, Any]]:
+    """Rows as {column: text}; where all that is wanted are numbers, columns are numbered and the first row counts."""
+    csv.field_size_limit(2**31 - 1)  # bytes; a long text is no mistake
+    columns = [theirs for theirs in wanted.values() if not theirs.startswith("=")]
+    numbered = bool(columns) and all(theirs.isdecimal() for theirs in columns)
+    names: list[str] = []
+    line = 1  # on which the row begins: it may go on over several
+    with opened(path, newline="") as file:
+        rows = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            for row in rows:
+                where, line = f"{path}:{line}", rows.line_num + 1
+                if row and not names:
+                    names = [str(n) for n in range(1, len(row) + 1)] if numbered else row
+                    if not numbered:
+                        continue
+                if row and len(row) != len(names):
+                    raise Mistake(f"{where} has {len(row)} columns, but the first row has {len(names)}")
+                if row:
+                    yield where, dict(zip(names, row, strict=True))
+        except csv.Error as error:
+            raise Mistake(f"{path}:{line} is not a row of a table: {error}") from None
+
+
+READERS: dict[str, Callable[[Path, dict[str, str]], Iterator[tuple[Where, Any]]]] = {
+    ".json": _from_json,
+    ".jsonl": _from_jsonl,
+    ".csv": _from_csv,
+    ".tsv": _from_tsv,
+}
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A UTF-8 file, plain, .gz or in a .zip. Raises Mistake for what is no UTF-8 or a broken archive."""
+    try:
+        with _binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file:
+            yield file
+    except UnicodeDecodeError:
+        raise Mistake(f"{path} is not UTF-8 text: {_first_bad_byte(path)}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise Mistake(f"{path} is not a whole .gz file: {error}") from None
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise Mistake(f"{path.name} cannot be read from {path.parent}: {error}") from None
+
+
+def _binary(path: Path) -> Any:
+    if in_archive(path):
+        return zipfile.ZipFile(path.parent).open(path.name)  # read in memory: no member is ever written to disk
+    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+
+
+def _first_bad_byte(path: Path) -> str:
+    offset = 0
+    with _binary(path) as file:
+        for line in file:
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"{error.reason} at byte {offset + error.start}"
+            offset += len(line)
+    return "it changed while it was read"
