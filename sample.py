@@ -2,7 +2,9 @@
 
 python sample.py --from RUN --prompt "Once upon a time"
 python sample.py --adapter RUN --instruction "Name the opposite." --input hot
-python sample.py --from RUN --ask instruction          one line after another
+python sample.py --adapter RUN,RUN --ask chat       line after line, each adapter's answers remembered
+
+What is named may also be gpt2 and the like, or a folder in Hugging Face's layout.
 """
 
 import sys
@@ -11,8 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from data.examples import render_prompt
+from data.examples import conversation, render_prompt
+from data.records import Instruction
 from model.generate import generate
+from model.lora import activate
 from run.checkpoint import load_run
 from run.config import Mistake, check, command_line
 from run.device import choose_device
@@ -21,11 +25,11 @@ from run.device import choose_device
 @dataclass(kw_only=True)
 class Config:
     from_: str = ""  # run of the model; may be left out with --adapter, which knows its base
-    adapter: str = ""  # run of a LoRA adapter
+    adapter: str = ""  # run of a LoRA adapter; several on one base, with commas between, answer one after another
     prompt: str = ""  # text to continue
     instruction: str = ""  # instruction to respond to
     input: str = ""  # what the instruction is about
-    ask: str = "prompt"  # with neither: what each line of standard input is, a prompt or an instruction
+    ask: str = "prompt"  # with neither: what each line of standard input is: prompt, instruction, or turn of a chat
     max_new_tokens: int = 128  # tokens to write at most
     temperature: float = 0.8  # below 1 likely tokens gain; 0 always takes the likeliest
     top_k: int = 0  # draw from so many likeliest tokens; 0: from all
@@ -39,13 +43,24 @@ def main(config: Config) -> None:
     model, tokenizer = load_run(config.from_, config.adapter, device)
     generator = torch.Generator(device).manual_seed(config.seed)
     limit = model.config.block_size
+    adapters = [adapter.strip() for adapter in config.adapter.split(",")]
+    earlier: dict[str, tuple[tuple[str, str], ...]] = dict.fromkeys(adapters, ())  # turns of a chat
     for prompt in prompts(config):
-        tokens = tokenizer.encode_ordinary(prompt)
-        if len(tokens) > limit:
-            print(f"the prompt has {len(tokens)} tokens; the model reads only its last {limit}", file=sys.stderr)
-        how = (config.temperature, config.top_k, config.top_p, generator)
-        [new] = generate(model, [tokens], config.max_new_tokens, tokenizer.eot_token, *how)
-        print(tokenizer.decode(tokens + new) if asks_to_continue(config) else tokenizer.decode(new).strip())
+        for number, adapter in enumerate(adapters):
+            if len(adapters) > 1:
+                activate(model, f"adapter_{number}")
+                print(f"{adapter}: ", end="")
+            tokens = tokenizer.encode_ordinary(prompt)
+            if config.ask == "chat":
+                turn = Instruction(prompt, config.input, "", earlier=earlier[adapter])
+                tokens = conversation(turn, tokenizer).tokens.tolist()
+            if len(tokens) > limit:
+                print(f"the prompt has {len(tokens)} tokens; the model reads only its last {limit}", file=sys.stderr)
+            how = (config.temperature, config.top_k, config.top_p, generator)
+            [new] = generate(model, [tokens], config.max_new_tokens, tokenizer.eot_token, *how)
+            answer = tokenizer.decode(new).strip()
+            earlier[adapter] += ((prompt, answer),)
+            print(tokenizer.decode(tokens + new) if asks_to_continue(config) else answer)
 
 
 def asks_to_continue(config: Config) -> bool:
@@ -55,8 +70,10 @@ def asks_to_continue(config: Config) -> bool:
 
 def prompts(config: Config) -> Iterator[str]:
     """The one of the flags, or one a line from standard input, to its end."""
-    if config.ask not in ("prompt", "instruction"):
-        raise Mistake(f"--ask must be prompt or instruction, got {config.ask!r}")
+    if config.ask not in ("prompt", "instruction", "chat"):
+        raise Mistake(f"--ask must be prompt, instruction or chat, got {config.ask!r}")
+    if config.ask == "chat" and (config.prompt or config.instruction):
+        raise Mistake("--ask chat reads its turns from standard input: leave out --prompt and --instruction")
     if config.prompt and config.instruction:
         raise Mistake("give either --prompt or --instruction")
     if config.input and asks_to_continue(config):
@@ -67,7 +84,7 @@ def prompts(config: Config) -> Iterator[str]:
         yield render_prompt(config.instruction, config.input)
     else:
         for line in lines():
-            yield line if config.ask == "prompt" else render_prompt(line, config.input)
+            yield render_prompt(line, config.input) if config.ask == "instruction" else line
 
 
 def lines() -> Iterator[str]:

@@ -23,12 +23,13 @@ from run.session import Session
 
 @dataclass(kw_only=True)
 class Config:
-    text: str = ""  # file to learn from: plain text in UTF-8; either this or the next
-    instructions: str = ""  # file to learn from: .json or .jsonl records of instruction, input (optional) and output
+    text: str = ""  # text to learn from: a file, a folder of them, or a corpus by name; either this or the next
+    instructions: str = ""  # instructions to learn from: a .json, .jsonl, .csv or .tsv file, or a corpus by name
     grade_prompt: bool = False  # grade the prompts of instructions too, as pretraining would
     pack: bool = False  # fill each row with several short instructions, apart from one another: fewer, fuller rows
+    columns: str = ""  # the file's names for text, instruction, input, output: "instruction=question,output=answer"
     out: str  # folder to write the run to
-    init_from: str  # run to start from
+    init_from: str  # run to start from, gpt2 or the like, or a folder in Hugging Face's layout
     r: int = 8  # LoRA's rank
     alpha: float = 16.0  # LoRA's scale: B A x counts alpha / r times
     lora_dropout: float = 0.0  # share of x zeroed on the way to A while training
@@ -59,12 +60,13 @@ def main(config: Config) -> dict:
 
     # 2. data
     tokenizer = checkpoint.tokenizer_of(config.init_from)
+    data = (tokenizer, config.block_size, config.held_out, config.columns)
     if config.text:
         # graded: every token
-        train, held_out = examples.from_text(config.text, tokenizer, config.block_size, config.held_out)
+        train, held_out = examples.from_text(config.text, *data)
     else:
         # graded: the response and its end-of-text
-        train, held_out = examples.from_instructions(config.instructions, tokenizer, config.block_size, config.held_out)
+        train, held_out = examples.from_instructions(config.instructions, *data)
         train = examples.graded_everywhere(train) if config.grade_prompt else train
         train = examples.packed(train, config.block_size) if config.pack else train
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed, session.rank, session.n_ranks)

@@ -24,9 +24,10 @@ from run.session import Session
 
 @dataclass(kw_only=True)
 class Config:
-    text: str  # file to learn from: plain text in UTF-8
+    text: str  # text to learn from: a file, a folder of them, or a corpus by name
+    columns: str = ""  # the file's names for text, instruction, input, output: "instruction=question,output=answer"
     out: str  # folder to write the run to
-    init_from: str = ""  # run to continue; without it, weights are random, shaped by the next four fields
+    init_from: str = ""  # run to continue, gpt2 or the like; without it, random weights, shaped by the next four fields
     tokenizer: str = "bytes"  # gpt2, bytes, or a file made by python -m data.tokenizer
     n_layer: int = 4  # blocks
     n_head: int = 4  # attention heads a block
@@ -57,8 +58,9 @@ def main(config: Config) -> dict:
 
     # 2. data
     tokenizer = checkpoint.tokenizer_of(config.init_from) if config.init_from else load_tokenizer(config.tokenizer)
+    data = (tokenizer, config.block_size, config.held_out, config.columns)
     # graded: every token
-    train, held_out = examples.from_text(config.text, tokenizer, config.block_size, config.held_out)
+    train, held_out = examples.from_text(config.text, *data)
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed, session.rank, session.n_ranks)
 
     # 3. model

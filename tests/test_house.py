@@ -16,7 +16,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """What a module imports; what it does when it is a command, under __name__ == "__main__", is a script's affair."""
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    module.body = [node for node in module.body if not ast.unparse(node).startswith("if __name__ ==")]
+    for node in ast.walk(module):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -154,7 +154,7 @@ MISTAKES = [
     ("evaluate", "--text {text}", "give --from RUN, or --adapter RUN"),
     ("sample", "--adapter {base} --prompt sea", "is not a run with adapter.pt; it holds model.pt"),
     ("sample", "--from {base} --prompt a --instruction b", "give either --prompt or --instruction"),
-    ("sample", "--from {base} --ask me", "--ask must be prompt or instruction, got 'me'"),
+    ("sample", "--from {base} --ask me", "--ask must be prompt, instruction or chat, got 'me'"),
     ("tokenizer", "--text {text} --out {tmp}/t --vocab-size 9", "at least 256 tokens, got --vocab-size 9"),
 ]
 

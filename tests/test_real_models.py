@@ -1,0 +1,162 @@
+"""Models that others made, through all three scripts and out again."""
+
+import hashlib
+import http.server
+import json
+import math
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import metrics
+
+import evaluate
+import train_lora
+import train_pretrain
+import train_sft
+from data import download
+from data.public import WEIGHTS, Public
+from model import gpt2
+from model.gpt import GPT, GPTConfig
+from model.safetensors import write_safetensors
+from run import checkpoint
+from run.export import export_run, merge_run
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+FEW = {"steps": 3, "block_size": 32, "batch_size": 4, "device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture
+def theirs():
+    """A random GPT2LMHeadModel with GPT-2's vocabulary, two layers of two heads."""
+    transformers = pytest.importorskip("transformers", reason="transformers is no run-time requirement")
+    pytest.importorskip("peft", reason="PEFT is no run-time requirement")
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=2, n_head=2, n_embd=32)).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.3 if ".h." in name else 0.05)
+    return model
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on the loopback that serves tmp_path/served; what it was asked for is in server.asked."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            server.asked.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def logits_of(model, vocab_size):
+    found = model(torch.randint(vocab_size, (3, 32), generator=torch.Generator().manual_seed(1)))
+    return getattr(found, "logits", found)
+
+
+def same_logits(one, other, vocab_size):
+    logits = logits_of(other, vocab_size)
+    assert logits.std() > 0.1
+    torch.testing.assert_close(logits_of(one, vocab_size), logits, rtol=0, atol=1e-5)
+
+
+def finetune_and_export(base, text, instructions, folder, vocab_size):
+    """Each script from the base; what it saved goes out, and comes in again there with the same logits."""
+    import peft
+    import transformers
+
+    for name, script, settings in [
+        ("pretrain", train_pretrain, {"text": text}),
+        ("sft", train_sft, {"instructions": instructions}),
+        ("lora", train_lora, {"text": text, "r": 2}),
+        ("lora-sft", train_lora, {"instructions": instructions, "r": 2, "learning_rate": 0.02}),
+    ]:
+        run, out = str(folder / name), folder / f"{name}-exported"
+        if "instructions" in settings:
+            settings["block_size"] = checkpoint.config_of(base).block_size
+        script.main(script.Config(init_from=base, out=run, **{**FEW, **settings}))
+        export_run(run, out)
+        loader = peft.AutoPeftModelForCausalLM if "lora" in name else transformers.AutoModelForCausalLM
+        if "lora" not in name:
+            same_logits(checkpoint.load_model(run), loader.from_pretrained(out), vocab_size)
+            continue
+        adapted, _ = checkpoint.load_run("", run, torch.device("cpu"))
+        merge_run(run, folder / f"{name}-merged")
+        same_logits(checkpoint.load_model(folder / f"{name}-merged"), adapted, vocab_size)
+        if (out / "base").exists():
+            same_logits(adapted, loader.from_pretrained(out), vocab_size)
+        else:  # a public base, which PEFT would download
+            base_model = transformers.AutoModelForCausalLM.from_pretrained(folder / "theirs")
+            same_logits(adapted, peft.PeftModel.from_pretrained(base_model, out), vocab_size)
+
+
+def test_gpt2_is_downloaded_finetuned_and_exported(theirs, server, tmp_path, monkeypatch, capsys):
+    """With the real tokenizer, tinyshakespeare and 1,100 instructions, from a server that has other weights."""
+    if not DATA.is_dir():
+        pytest.skip("the public files that this test reads are not at hand")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(DATA / "tiktoken"))
+    theirs.save_pretrained(tmp_path / "theirs")
+    weights = (tmp_path / "theirs" / "model.safetensors").read_bytes()
+    url, sha256 = f"http://127.0.0.1:{server.server_port}", hashlib.sha256(weights).hexdigest()
+    (tmp_path / "served" / "model.safetensors").write_bytes(weights)
+    file = Public("weights", "none", len(weights), sha256, f"{url}/model.safetensors")
+    monkeypatch.setitem(WEIGHTS, "gpt2", file)
+    monkeypatch.setitem(gpt2.SHAPES, "gpt2", (2, 2, 32))
+    monkeypatch.setenv("FINETUNING_CACHE", str(tmp_path / "cache"))
+
+    same_logits(checkpoint.load_model("gpt2"), theirs, 50257)
+    assert f"sha256 {sha256}" in capsys.readouterr().out, "told before the download"
+    instructions = str(DATA / "instruction-data.json")
+    finetune_and_export("gpt2", str(DATA / "tinyshakespeare.txt"), instructions, tmp_path, 50257)
+    settings = json.loads((tmp_path / "lora-exported" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "openai-community/gpt2"
+    assert server.asked == ["/model.safetensors"], "once"
+    prompt = {"from_": "gpt2", "adapter": str(tmp_path / "lora-sft"), "instructions": instructions, "held_out": 0.01}
+    evaluate.main(evaluate.Config(device="cpu", **prompt))
+    assert "exact match" in capsys.readouterr().out
+
+
+def test_a_folder_from_transformers_is_finetuned_and_exported(text, instructions, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is no run-time requirement")
+    pytest.importorskip("peft", reason="PEFT is no run-time requirement")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=257, n_positions=192, n_layer=2, n_head=2, n_embd=32, tokenizer="bytes")
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "theirs")
+    base = checkpoint.load_model(tmp_path / "theirs")
+    torch.nn.init.normal_(base.wte.weight, std=0.3)
+    checkpoint.save_model(tmp_path, base, checkpoint.tokenizer_of(tmp_path / "theirs"))
+    export_run(str(tmp_path), tmp_path / "base")
+    finetune_and_export(str(tmp_path / "base"), text, instructions, tmp_path, 257)
+
+
+def test_offline_gpt2_ends_in_a_sentence_that_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("FINETUNING_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(download, "WAITS", ())
+    with pytest.raises(ValueError, match=r"download it elsewhere and put it at .*downloads/gpt2/model\.safetensors"):
+        checkpoint.load_model("gpt2")
+
+
+def test_gpt2s_real_shape_takes_a_step_of_lora_and_of_sft_on_the_cpu(tmp_path, monkeypatch):
+    """124 million random weights; the first loss is that of guessing among 50,257 tokens."""
+    if not DATA.is_dir():
+        pytest.skip("the public files that this test reads are not at hand")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(DATA / "tiktoken"))
+    model = GPT(GPTConfig())
+    write_safetensors(tmp_path / "gpt2.safetensors", gpt2.weights_of(model.state_dict()))
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+    few = {**FEW, "steps": 1, "block_size": 64, "batch_size": 2, "held_out": 0.002}
+    for script in (train_lora, train_sft):
+        data = {"init_from": str(tmp_path / "gpt2.safetensors"), "instructions": str(DATA / "instruction-data.json")}
+        script.main(script.Config(out=str(tmp_path / script.__name__), **data, **few))
+        loss = float(metrics(tmp_path / script.__name__, "loss")[0])
+        assert loss == pytest.approx(math.log(50257), abs=0.3)
