@@ -130,7 +130,7 @@ class GPT(nn.Module):
     """A decoder-only language model: p(next token | tokens so far)."""
 
     precision = torch.float32  # of the matrix products; bfloat16 is faster where the device has it (run/device.py)
-    compiled = False  # whether the blocks are, by block.compile()
+    compiled = False  # whether the blocks are, by compile_blocks
     checkpoint_activations = False  # True: keep only what enters a block, and compute the rest again for the gradients
 
     def __init__(self, config: GPTConfig) -> None:
@@ -153,6 +153,12 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=std)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+
+    def compile_blocks(self) -> None:
+        """torch.compile for each block; a block with a cache, whose rows grow, goes on uncompiled."""
+        self.compiled = True
+        for block in self.blocks:
+            block.compile()
 
     def autocast(self) -> AbstractContextManager:
         """Where matrix products run in `precision`; the residual stream, LayerNorm and the logits stay in fp32."""
@@ -178,7 +184,7 @@ class GPT(nn.Module):
             x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
             for layer, block in enumerate(self.blocks):
                 if cache is not None:
-                    eager = block.forward if self.compiled else block  # rows that grow are not compiled
+                    eager = block.forward if self.compiled else block
                     x = eager(x, visible, cache.layers[layer])
                 elif self.checkpoint_activations and torch.is_grad_enabled():
                     x = checkpoint(block, x, visible, None, use_reentrant=False)

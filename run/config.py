@@ -72,9 +72,12 @@ def one_sentence(program: str) -> Iterator[None]:
     with the line that raised it. Of several ranks (run/ranks.py) each says who it is."""
     try:
         yield
-    except (Mistake, OSError) as error:
-        if sys.flags.dev_mode:
+    except (Mistake, OSError, NotImplementedError) as error:
+        on_mps = isinstance(error, NotImplementedError) and "MPS" in str(error)
+        if sys.flags.dev_mode or (isinstance(error, NotImplementedError) and not on_mps):
             raise
+        if on_mps:
+            error = Mistake(f"{str(error).splitlines()[0]} Set PYTORCH_ENABLE_MPS_FALLBACK=1, or give --device cpu")
         rank = os.environ.get("RANK", "0")
         print(f"{program}{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr)
         sys.exit(2)

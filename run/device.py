@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from model.generate import generate
+from model.gpt import GPT, GPTConfig
 from run.config import Mistake
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -12,9 +14,13 @@ NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto' takes a CUDA GPU, else an Apple GPU, else the CPU. Raises ValueError for a device that is not there."""
+    """'auto' takes a CUDA GPU, else an Apple GPU that can do all of it, else the CPU. Raises a Mistake for a device
+    that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if name == "mps" and (missing := missing_on(torch.device("mps"))):
+            print(f"the CPU computes, since the Apple GPU cannot do all of it: {missing}")
+            name = "cpu"
     try:
         if torch.device(name).type not in ("cuda", "mps", "cpu"):
             raise RuntimeError("it is none of cuda, mps and cpu")
@@ -22,6 +28,21 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise Mistake(f"--device {name} is not usable here: {str(error).splitlines()[0]}") from None
+
+
+def missing_on(device: torch.device) -> str:
+    """What a step of training and of sampling meets that this device's PyTorch does not have; empty if it has all."""
+    try:
+        model = GPT(GPTConfig(vocab_size=8, block_size=8, n_layer=1, n_head=1, n_embd=8)).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        tokens = torch.zeros(2, 4, dtype=torch.long, device=device)
+        (-model(tokens, tokens == 0).log_softmax(-1).gather(-1, tokens.view(-1, 1))).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        generate(model, [[1], [2, 3]], 2, temperature=1.0, top_k=4, top_p=0.9)
+        return ""
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        return str(error).splitlines()[0]
 
 
 def peak_mb(device: torch.device) -> float | None:

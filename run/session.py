@@ -52,9 +52,8 @@ class Session:
         for block in model.blocks:
             if not fused_attention_pays(model.precision, self.device, self.config.block_size):
                 block.attn.fused = False
-            if self.config.compile:
-                block.compile()
-        model.compiled = self.config.compile
+        if self.config.compile:
+            model.compile_blocks()
         ranks.share(model, self.device, self.config.shard, self.config.micro_batches)
         if self.rank > 0:
             torch.manual_seed(self.config.seed + self.rank)  # dropout differs, as it does from row to row

@@ -42,6 +42,31 @@ def test_sample_reads_one_prompt_a_line_from_standard_input(base, capsys, monkey
     assert said.startswith("the old") and "\na calm" in said
 
 
+def test_several_adapters_on_one_base_answer_one_after_another(train, capsys):
+    """Each as it answers alone."""
+    runs = [str(train("lora_sft", steps=20, learning_rate=0.05, seed=seed)[1]) for seed in (0, 1)]
+    question = {"instruction": "Repeat the word.", "input": "sea", "temperature": 0, "max_new_tokens": 20}
+    alone = []
+    for run in runs:
+        capsys.readouterr()
+        sample.main(sample.Config(adapter=run, device="cpu", **question))
+        alone.append(f"{run}: {capsys.readouterr().out}")
+    sample.main(sample.Config(adapter=", ".join(runs), device="cpu", **question))
+    assert capsys.readouterr().out == "".join(alone) and alone[0] != alone[1]
+
+
+def test_a_chat_is_what_was_trained_on_turn_by_turn(base, monkeypatch):
+    """What the model reads before each answer is the training prefix of the same conversation."""
+    asked, generate = [], sample.generate
+    monkeypatch.setattr(sample, "generate", lambda *args: asked.append(args[1][0]) or generate(*args))
+    monkeypatch.setattr("sys.stdin", io.StringIO("the old\na calm\n"))
+    sample.main(sample.Config(from_=base, ask="chat", max_new_tokens=3, device="cpu"))
+    first, second = (bytes(token for token in tokens if token < 256).decode(errors="replace") for tokens in asked)
+    assert first == render_prompt("the old")
+    assert second.startswith(first) and second.endswith(render_prompt("a calm"))
+    assert asked[1][len(asked[0]) : -len(render_prompt("a calm"))][-1] == 256, "the first answer's end-of-text"
+
+
 @pytest.mark.parametrize("kind", ["text", "instructions"])
 def test_evaluate_prints_loss_and_perplexity_and_for_instructions_exact_match(kind, base, text, instructions, capsys):
     file, read = (text, from_text) if kind == "text" else (instructions, from_instructions)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import metrics, weights
 
+import train_pretrain
 import train_sft
 from data.batches import Batches, collate
 from data.examples import Example, from_instructions, graded_everywhere, packed
@@ -19,7 +20,8 @@ from model import gpt
 from model.generate import generate
 from model.gpt import CausalSelfAttention
 from model.lora import apply_lora, lora_state_dict
-from run.config import Mistake
+from run import device
+from run.config import Mistake, command_line
 from run.device import choose_precision, cpu_bf16_units, fused_attention_pays
 
 ROOT = Path(__file__).parent.parent
@@ -306,8 +308,7 @@ def test_compiled_blocks_compute_what_plain_ones_do_in_rows_of_any_length(model)
 
     tokens = torch.randint(61, (3, 16))
     plain, answers = learned(), generate(model, [[1, 2, 3], [4]], 9)
-    for block in model.blocks:
-        block.compile()
+    model.compile_blocks()
     torch._dynamo.utils.counters.clear()
     for name, gradient in learned().items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6)
@@ -347,3 +348,32 @@ def test_padding_of_built_in_instructions_is_below_3_percent():
     batches = Batches(train, batch_size=8, micro_batches=1, seed=0)
     shapes = [batches.of_step(step)[0][0].shape for step in range(batches.per_epoch)]
     assert 1 - sum(len(example.tokens) - 1 for example in train) / sum(shape.numel() for shape in shapes) < 0.03
+
+
+# ---- devices -----------------------------------------------------------------------------------------------------
+
+
+def test_an_apple_gpu_that_cannot_do_all_of_it_leaves_the_work_to_the_cpu_in_words(monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.choose_device("auto") == CPU, "there is none here, so its first tensor fails"
+    assert "the CPU computes, since the Apple GPU cannot do all of it: " in capsys.readouterr().out
+    monkeypatch.setattr(device, "generate", lambda *args, **settings: [][0])
+    with pytest.raises(IndexError):
+        device.missing_on(CPU)  # a bug is no missing operator
+
+
+def test_what_the_cpu_has_is_all_that_training_and_sampling_need():
+    assert device.missing_on(CPU) == ""
+
+
+def test_an_operator_that_mps_lacks_in_mid_run_is_a_sentence(text, tmp_path, monkeypatch, capsys):
+    def lacks(*args):
+        raise NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device.")
+
+    monkeypatch.setattr(train_pretrain, "token_nll", lacks)
+    flags = ["train_pretrain.py", "--text", text, "--out", str(tmp_path / "run"), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", flags)
+    with pytest.raises(SystemExit):
+        command_line(train_pretrain.main, train_pretrain.Config)
+    assert "for the MPS device. Set PYTORCH_ENABLE_MPS_FALLBACK=1, or give --device cpu" in capsys.readouterr().err
