@@ -75,8 +75,8 @@ def our_model(shape: Shape, device: torch.device, precision: torch.dtype = FP32,
     model.precision = precision
     for block in model.blocks:
         block.attn.fused = fused_attention_pays(precision, device, shape.T)
-        if compiled:
-            block.compile()
+    if compiled:
+        model.compile_blocks()
     return model
 
 
