@@ -67,7 +67,7 @@ def config_of(folder: str | Path) -> GPTConfig:
     if hugging_face.is_model(folder):
         return hugging_face.config_of(folder)
     try:
-        return GPTConfig(**_read(Path(folder, "model.pt"), MODEL)["config"])
+        return GPTConfig(**_read(Path(folder, "model.pt"), MODEL, "meta")["config"])  # without its weights
     except TypeError as error:
         raise Mistake(f"{folder}/model.pt does not fit its own config: {_first_line(error)}") from error
 
@@ -77,7 +77,7 @@ def tokenizer_of(folder: str | Path) -> tiktoken.Encoding:
     if hugging_face.is_model(folder):
         name = hugging_face.tokenizer_name(folder)
     else:
-        name = _read(Path(folder, "model.pt"), MODEL)["tokenizer"]
+        name = _read(Path(folder, "model.pt"), MODEL, "meta")["tokenizer"]
     own = Path(folder, "tokenizer.tiktoken")
     if name not in ("gpt2", "bytes") and not own.is_file():
         raise Mistake(f"{folder} lacks the tokenizer.tiktoken that its model was trained with")
@@ -184,13 +184,13 @@ def _write(path: Path, contents: dict[str, Any]) -> int:
     return path.stat().st_size
 
 
-def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+def _read(path: Path, keys: tuple[str, ...], device: str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         other = "adapter.pt" if path.name == "model.pt" else "model.pt"
         hint = f"; it holds {other}" if (path.parent / other).is_file() else ""
         raise Mistake(f"{path.parent} is not a run with {path.name}{hint}")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location=device, weights_only=True)
         if set(contents) == set(keys):
             return contents
     except Exception as error:  # whatever a damaged or foreign file makes the reader raise

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,13 +23,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0, 1),
     "warmup": (0, 1),
     "held_out": (0, 1),
+    "graded": (0, 1),
     "temperature": (0, 100),
     "top_k": (0, 10**9),
     "top_p": (0, 1),
 }
 
 
-NEW_MODEL = ("tokenizer", "n_layer", "n_head", "n_embd")  # fields that shape a model that starts from random weights
+NEW_MODEL = ("tokenizer", "vocab_size", "n_layer", "n_head", "n_embd")  # these shape a model with random weights
 
 
 class Mistake(ValueError):
@@ -36,7 +38,7 @@ class Mistake(ValueError):
 
 
 def command_line(main: Callable[[Any], Any], Config: type) -> None:
-    """Runs main with a Config read from the flags; a user's mistake ends as one sentence."""
+    """Runs main with a Config read from the flags. A user's mistake, or memory that runs out, ends as one sentence."""
     help_texts = dict(re.findall(r"^ +(\w+): .*?  # (.+)$", inspect.getsource(Config), re.MULTILINE))
     parser = argparse.ArgumentParser(
         description=sys.modules[main.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -63,7 +65,9 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
                 raise Mistake(f"{flag(name)} is empty")
             if name in NEW_MODEL and "init_from" in given:
                 raise Mistake(f"{flag(name)} is for a new model: the one from --init-from has its own")
-        main(check(Config(**given)))
+        config = check(Config(**given))
+        with memory_hint(config):
+            main(config)
 
 
 @contextmanager
@@ -81,6 +85,20 @@ def one_sentence(program: str) -> Iterator[None]:
         rank = os.environ.get("RANK", "0")
         print(f"{program}{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def memory_hint(config: Any) -> Iterator[None]:
+    """Within it, running out of memory becomes a Mistake that says what the run needs and what would fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, Mistake) as error:
+        from run import plan  # here, since it needs this module
+
+        if sys.flags.dev_mode or not plan.out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # frees what the run held: a hint needs a little memory, too
+        raise Mistake(plan.hint(config)) from error
 
 
 def any_character() -> None:

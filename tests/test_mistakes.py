@@ -17,6 +17,7 @@ import train_lora
 import train_pretrain
 import train_sft
 from data import tokenizer, world
+from run import plan
 from run.config import command_line
 
 SCRIPTS = {
@@ -29,6 +30,7 @@ SCRIPTS = {
     "compare": compare,
     "sweep": sweep,
     "world": world,
+    "plan": plan,
 }
 
 

@@ -1,0 +1,165 @@
+"""Where the memory of a training run goes, before it runs, and what would make it fit.
+
+python -m run.plan --init-from gpt2 --method lora --memory 6GB
+"""
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from data.tokenizer import load_tokenizer
+from model.gpt import GPTConfig
+from run import checkpoint
+from run.config import Mistake, command_line, flag
+from run.device import NAMES, choose_device, peak_mb
+from run.memory import Run, memory_there, size
+
+UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+
+
+@dataclass(kw_only=True)
+class Config:
+    init_from: str = ""  # run or name of a model to start from; without it a new one, shaped by the next four fields
+    vocab_size: int = 257  # tokens it knows: 257 with bytes, 50257 with gpt2
+    n_layer: int = 4  # blocks
+    n_head: int = 4  # attention heads a block
+    n_embd: int = 128  # channels
+    method: str = "pretrain"  # pretrain, sft or lora
+    memory: str = ""  # what there is, like 8GB (10^9 bytes each), 8GiB (2^30) or 4000MB: tells what fits
+    graded: float = 1.0  # share of the positions that are graded: 1 for a text, less for instructions
+    r: int = 8  # LoRA's rank
+    lora_dropout: float = 0.0  # share of x zeroed on the way to A while training
+    targets: str = "q_proj,k_proj,v_proj,o_proj,up_proj,down_proj"  # layers that get an A and a B
+    block_size: int = 128  # tokens a row at most; the model must be able to read as many
+    dropout: float = 0.0  # share of activations zeroed while training
+    batch_size: int = 32  # rows a micro-batch
+    micro_batches: int = 1  # micro-batches a step, one after another, for less memory: their gradients add up
+    device: str = "auto"  # cuda, mps, cpu, or auto; cuda and mps can be planned for where they are not
+    precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
+    checkpoint_activations: bool = False  # keep only what enters a block and compute the rest twice, for less memory
+
+
+def main(config: Config) -> None:
+    if config.method not in ("pretrain", "sft", "lora"):
+        raise Mistake(f"--method must be pretrain, sft or lora, got {config.method!r}")
+    if config.method != "pretrain" and not config.init_from:
+        raise Mistake(f"--method {config.method} needs a model to start from: give --init-from")
+    if config.device not in ("auto", "cuda", "mps", "cpu"):
+        raise Mistake(f"--device must be auto, cuda, mps or cpu, got {config.device!r}")
+    limit = bytes_of(config.memory) if config.memory else None
+    model = shape(config)
+    if config.block_size > model.block_size:
+        raise Mistake(f"--block-size {config.block_size} is beyond the {model.block_size} tokens of {config.init_from}")
+    measured = peak_mb(torch.device("cpu"))  # nothing but imports has taken memory yet
+    run = Run(config, model, measured * 1e6) if measured else Run(config, model)
+    print(page(run))
+    if limit is not None:
+        print(f"\n{verdict(run, limit)}")
+
+
+def shape(config: Config) -> GPTConfig:
+    if config.init_from:
+        return checkpoint.config_of(config.init_from)
+    return GPTConfig(config.vocab_size, config.block_size, config.n_layer, config.n_head, config.n_embd)
+
+
+def page(run: Run) -> str:
+    """The table: a row for each part of the peak, and its formula in words."""
+    config, peak = run.config, run.peak()
+    rows = [*peak.parts, ("peak", peak.total(), peak.when)]
+    table = [f"{name:<17}{size(n):>9}   {formula}" for name, n, formula in rows]
+    learns = f"{run.learning:,} of {run.base + run.adapter:,} parameters learn"
+    where = f"{config.batch_size} rows of {config.block_size} tokens, on {run.device} in {NAMES[run.precision]}"
+    return "\n".join([f"{config.init_from or 'a new model'}, {config.method}: {learns}, {where}", "", *table])
+
+
+def verdict(run: Run, limit: float) -> str:
+    if run.peak().total() <= limit:
+        return f"This fits {size(limit)}."
+    ways = ways_to_fit(run, limit)
+    if not ways:
+        return f"This does not fit {size(limit)}, not even with all that saves memory: a smaller model might."
+    return "\n".join([f"This does not fit {size(limit)}. What would:", *(f"  {size(n):>7}  {way}" for way, n in ways)])
+
+
+def bytes_of(memory: str) -> float:
+    number = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB|MiB|GiB)", memory.strip())
+    if not number:
+        raise Mistake(f"--memory must be a number of {', '.join(UNITS)}, like 8GB; got {memory!r}")
+    return float(number[1]) * UNITS[number[2]]
+
+
+# ---- what would fit --------------------------------------------------------------------------------------------------
+
+
+def ways_to_fit(run: Run, limit: float) -> list[tuple[str, float]]:
+    """The changes that bring the peak to limit or below, as flags, and the peak of each, in bytes: single changes where
+    one is enough, else several together; shorter rows only where all of them are not."""
+    B, T, micro = run.config.batch_size, run.config.block_size, run.config.micro_batches
+    fewer = [{"batch_size": b, "micro_batches": micro * B // b} for b in range(B // 2, 0, -1) if B % b == 0]
+    again = [] if run.config.checkpoint_activations else [{"checkpoint_activations": True}]
+    lora = [{"method": "lora"}] if run.full and run.config.init_from else []
+    changes: list[list[dict[str, Any]]] = [forms for forms in (fewer, again, lora) if forms]  # each from the mildest on
+    for n in range(1, len(changes) + 1):
+        tried = [mildest(run, limit, chosen) for chosen in itertools.combinations(changes, n)]
+        if any(tried):
+            return [way for way in tried if way]
+    shorter = [{"block_size": T // 2**n} for n in range(1, 6) if T >= 2**n]
+    way = mildest(run, limit, [*(forms[-1:] for forms in changes), shorter])
+    return [way] if way else []
+
+
+def mildest(run: Run, limit: float, changes: Iterable[list[dict[str, Any]]]) -> tuple[str, float] | None:
+    """The first that fits of all combinations of the changes' forms."""
+    for forms in itertools.product(*changes):
+        changed = run.changed(**{name: value for form in forms for name, value in form.items()})
+        if (peak := changed.peak().total()) <= limit:
+            return flags(run.config, changed.config), peak
+    return None
+
+
+def flags(config: Config, changed: Config) -> str:
+    """What to change on a training script's command line."""
+    new = {name: value for name, value in vars(changed).items() if value != vars(config)[name]}
+    script = ["train_lora.py"] if new.pop("method", "") else []
+    return " ".join(script + [flag(name) if value is True else f"{flag(name)} {value}" for name, value in new.items()])
+
+
+# ---- when it is too late ---------------------------------------------------------------------------------------------
+
+
+SIGNS = ("out of memory", "an't allocate memory", "annot allocate memory", "size calculation overflowed", "bad_alloc")
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether that is what an error means, or what a Mistake was raised from: each allocator has words of its own."""
+    if isinstance(error, Mistake):
+        return out_of_memory(error.__cause__)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in SIGNS))
+
+
+def hint(config: Any) -> str:
+    """One or two sentences on what a run that ran out of memory needs, and what would fit. config: any script's."""
+    if not hasattr(config, "micro_batches"):  # it does not train
+        return "out of memory: give smaller numbers, or end what else takes memory"
+    device = choose_device(config.device)
+    own = {field.name: getattr(config, field.name) for field in fields(Config) if hasattr(config, field.name)}
+    method = "lora" if hasattr(config, "r") else "pretrain"
+    V = 257 if config.init_from else load_tokenizer(config.tokenizer).n_vocab
+    plan = Config(**{**own, "method": method, "vocab_size": V, "device": device.type})
+    model = shape(plan)
+    run, there = Run(plan, model), memory_there(device)
+    need = run.peak().total()
+    said = f"out of memory: this run needs up to {size(need)}"
+    said += f", {size(there)} are there" if there else ""
+    limit = 0.95 * min(there or need, need)
+    ways = [f"{way} would take {size(n)}" for way, n in ways_to_fit(run, limit)]
+    return f"{said}. {'; '.join(ways) or 'Only a smaller model or shorter rows would fit'}"
+
+
+if __name__ == "__main__":
+    command_line(main, Config)

@@ -1,0 +1,250 @@
+"""The plan of a run's memory, against what runs truly hold."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import train_lora
+import train_pretrain
+import train_sft
+from data.examples import render_prompt
+from data.tokenizer import load_tokenizer
+from model.gpt import GPT, GPTConfig
+from model.lora import apply_lora
+from run import plan
+from run.checkpoint import save_model
+from run.config import Mistake, command_line
+from run.device import cpu_bf16_units
+from run.memory import Run
+
+ROOT = Path(__file__).parent.parent
+SHAPE = GPTConfig(vocab_size=2048, block_size=128, n_layer=4, n_head=4, n_embd=256)
+T = SHAPE.block_size
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model large enough for tensors to matter, a text, and instructions of which the last 30 % are graded."""
+    folder = tmp_path_factory.mktemp("plan")
+    torch.manual_seed(0)
+    (folder / "base").mkdir()
+    save_model(folder / "base", GPT(SHAPE), load_tokenizer("bytes"))
+    (folder / "text.txt").write_text("sea " * 20 * T)
+    n_graded = round(0.3 * T)
+    question = "?" * (T + 1 - n_graded - len(render_prompt("", "")) - 1)
+    records = [{"instruction": f"{question}{i % 10}", "output": "!" * (n_graded - 1)} for i in range(80)]
+    (folder / "instructions.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture
+def measure(world, tmp_path, monkeypatch):
+    """measure(planned) trains for two steps as planned and returns the most bytes that tensors have held."""
+
+    def run(planned):
+        lora = {"r": planned.r, "targets": planned.targets} if planned.method == "lora" else {}
+        script = train_lora if lora else train_sft if planned.graded < 1 else train_pretrain
+        data = "text" if planned.graded == 1 else "instructions"
+        file = next(world.glob(f"{data}.*"))
+        monkeypatch.setattr(script, "generate", lambda *args, **kwargs: [[]])  # some ids are no bytes
+        same = (
+            "init_from",
+            "block_size",
+            "batch_size",
+            "micro_batches",
+            "precision",
+            "checkpoint_activations",
+            "device",
+        )
+        config = script.Config(
+            out=str(tmp_path / f"run{len(list(tmp_path.iterdir()))}"),
+            steps=2,
+            held_out=0.3,
+            **{data: str(file)},
+            **{name: getattr(planned, name) for name in same},
+            **lora,
+        )
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            script.main(config)
+        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+        held = peak = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            peak = max(peak, held)
+        return peak
+
+    return run
+
+
+def planned(world, **settings):
+    defaults = {"block_size": T, "batch_size": 8, "device": "cpu", "precision": "fp32"}
+    return plan.Config(init_from=str(world / "base"), **{**defaults, **settings})
+
+
+def tensors(config):
+    """The peak without what is not tensors."""
+    return sum(part.bytes for part in Run(config, SHAPE).peak().parts if part.name not in ("Python, PyTorch", "gaps"))
+
+
+needs_bf16 = pytest.mark.skipif(not cpu_bf16_units(), reason="slow without bf16 units")
+RUNS = {
+    "full": {},
+    "full, accumulated": {"batch_size": 2, "micro_batches": 4},
+    "full, checkpointed": {"checkpoint_activations": True},
+    "SFT": {"method": "sft", "graded": 0.3},
+    "LoRA": {"method": "lora"},
+    "LoRA, checkpointed": {"method": "lora", "checkpoint_activations": True},
+    "LoRA SFT": {"method": "lora", "graded": 0.3},
+    "bf16": {"precision": "bf16"},
+    "LoRA, bf16": {"method": "lora", "precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=needs_bf16) if "bf16" in n else n for n in RUNS])
+def test_the_peak_is_within_15_percent_of_what_is_measured(name, world, measure):
+    config = planned(world, **RUNS[name])
+    assert tensors(config) == pytest.approx(measure(config), rel=0.15)
+
+
+BLOCKS = {
+    "full": {},
+    "written-out attention": {"fused": False},
+    "dropout": {"dropout": 0.1},
+    "LoRA": {"method": "lora"},
+    "LoRA on q and v": {"method": "lora", "targets": "q_proj,v_proj"},
+    "LoRA with dropout": {"method": "lora", "lora_dropout": 0.1},
+    "bf16": {"precision": "bf16"},
+    "bf16, written out": {"precision": "bf16", "fused": False},
+    "bf16, LoRA": {"method": "lora", "precision": "bf16"},
+    "bf16, LoRA on k and up": {"method": "lora", "precision": "bf16", "targets": "k_proj,up_proj"},
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_keeps_exactly_what_the_plan_says(name):
+    settings = {"fused": True, **BLOCKS[name]}
+    fused = settings.pop("fused")
+    config = plan.Config(
+        **{"init_from": "x", "batch_size": 2, "block_size": 32, "device": "cpu", "precision": "fp32"} | settings
+    )
+    shape = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=4, n_embd=64, dropout=config.dropout)
+    model, run = GPT(shape), Run(config, shape)
+    if config.method == "lora":
+        apply_lora(model, config.r, 16.0, config.lora_dropout, config.targets.split(","))
+    block = model.blocks[1]
+    run.fused = block.attn.fused = fused
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    half = torch.autocast("cpu", torch.bfloat16) if config.precision == "bf16" else contextlib.nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), half:
+        kept = block(torch.randn(2, 32, 64, requires_grad=True), None, None)
+    assert kept.shape == (2, 32, 64)
+    assert run.saved_by_block() == sum(saved.values())
+
+
+def test_parts_add_up_to_the_peak_and_every_moment_is_below(world):
+    run = Run(planned(world), SHAPE)
+    peak = run.peak()
+    assert peak.total() == sum(part.bytes for part in peak.parts) == max(moment.total() for moment in run.moments())
+
+
+@pytest.mark.parametrize("way", [0, 1, 2])
+def test_what_is_said_to_fit_fits(way, world, measure):
+    config = planned(world)
+    run = Run(config, SHAPE)
+    limit = 0.96 * run.peak().total()
+    said, predicted = plan.ways_to_fit(run, limit)[way]
+    changed = {"train_lora.py": {"method": "lora"}, "--checkpoint-activations": {"checkpoint_activations": True}}
+    fewer = dict(zip(["batch_size", "micro_batches"], said.split()[1::2], strict=False))
+    settings = changed.get(said) or {name: int(value) for name, value in fewer.items()}
+    assert settings.get("batch_size", 8) * settings.get("micro_batches", 1) == 8
+    new = replace(config, **settings)
+    beside = predicted - tensors(new)
+    assert measure(new) + beside <= limit
+
+
+def test_shorter_rows_are_the_last_resort(world):
+    run = Run(planned(world, device="cuda"), SHAPE)  # on a CPU, the peak is loading the model by then
+    least = run.changed(method="lora", batch_size=1, micro_batches=8, checkpoint_activations=True).peak().total()
+    [(said, _)] = plan.ways_to_fit(run, least - 1)
+    assert "train_lora.py" in said and "--batch-size 1 --micro-batches 8" in said and "--block-size 64" in said
+    assert plan.ways_to_fit(run, 1e6) == []
+
+
+LIMITED = """
+import resource, runpy, sys, train_sft
+from pathlib import Path
+reserved = 1024 * int(Path("/proc/self/status").read_text().split("VmSize:")[1].split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (reserved + 400_000_000, resource.RLIM_INFINITY))
+runpy.run_path("train_sft.py", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
+@pytest.mark.parametrize("dev", [False, True])
+def test_memory_that_runs_out_ends_as_a_hint(dev, world, tmp_path):
+    flags = f"--instructions {world}/instructions.json --init-from {world}/base --out {tmp_path}/run --batch-size 64"
+    command = [sys.executable, *(["-X", "dev"] if dev else []), "-c", LIMITED, *flags.split(), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if dev:
+        assert done.returncode == 1 and "Traceback" in done.stderr
+        return
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "out of memory: this run needs up to 1." in done.stderr and "are there. --batch-size" in done.stderr
+
+
+def test_each_allocators_words_are_known_and_other_errors_are_not():
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        RuntimeError("MPS backend out of memory"),
+        MemoryError(),
+    ):
+        assert plan.out_of_memory(error)
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(10**14)
+    assert plan.out_of_memory(refused.value)
+    assert not plan.out_of_memory(RuntimeError("shapes differ")) and not plan.out_of_memory(
+        Mistake("out of memory.txt")
+    )
+
+
+def say(flags, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plan", *flags])
+    with contextlib.suppress(SystemExit):
+        command_line(plan.main, plan.Config)
+    return capsys.readouterr()
+
+
+def test_the_page_shows_each_part_and_what_fits(monkeypatch, capsys):
+    flags = "--init-from gpt2 --method sft --device cuda --precision bf16 --block-size 1024 --batch-size 4 --memory 6GB"
+    said = say(flags.split(), monkeypatch, capsys).out
+    for words in ("parameters", "AdamW", "2 × 4 bytes for each of the 124,439,808", "logits", "context", "peak"):
+        assert words in said
+    assert "This does not fit 6.0 GB. What would:" in said and "--batch-size" in said
+    assert "This fits 80.0 GB." in say([*flags.split()[:-1], "80GB"], monkeypatch, capsys).out
+
+
+MISTAKES = [
+    (["--memory", "6 parsecs"], "--memory must be a number of MB, GB, MiB, GiB, like 8GB; got '6 parsecs'"),
+    (["--method", "dpo"], "--method must be pretrain, sft or lora, got 'dpo'"),
+    (["--method", "lora"], "--method lora needs a model to start from: give --init-from"),
+    (["--init-from", "gpt2", "--block-size", "2048"], "--block-size 2048 is beyond the 1024 tokens of gpt2"),
+]
+
+
+@pytest.mark.parametrize("flags, sentence", MISTAKES)
+def test_a_mistake_is_one_sentence(flags, sentence, monkeypatch, capsys):
+    assert say(flags, monkeypatch, capsys).err == f"plan: {sentence}\n"
