@@ -36,6 +36,7 @@ def token_nll(model: GPT, examples: Sequence[Example], batch_size: int) -> float
             inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)
             log_p = model(inputs, graded, positions).log_softmax(-1)  # (N, V)
             nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
+            del log_p  # before the next is computed: it is large
             total += nll.sum(dtype=torch.float64 if device.type != "mps" else None).item()
             n_graded += len(nll)
     return ranks.mean(total) / ranks.mean(n_graded)

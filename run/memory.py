@@ -131,7 +131,7 @@ class Run:
         yield moment("in the last block's backward pass", before, head, last, f"{blocks_are}; {one_is}", 1)
         yield moment("in the first block's backward pass", True, head * before, block + passing, one_is, 1)
         yield moment("at the end of the backward pass", True, head * (2 + before), x, "what entered the first block", 1)
-        yield moment("in an evaluation", False, 0, x, "what leaves the last block", 4)
+        yield moment("in an evaluation", False, 0, x, "what leaves the last block", 3)
         if self.device == "cpu":
             both = f"2 × 4 bytes for each of {self.base:,}: those of the file and of the model"
             yield Moment("while the model is loaded", [Part("parameters", 8 * self.base, both), *self.around()[:1]])

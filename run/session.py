@@ -34,6 +34,10 @@ class Session:
         if config.shard and self.n_ranks == 1:
             raise Mistake("--shard splits a model over several processes: start them with torchrun --nproc-per-node N")
         self.device = choose_device(config.device)
+        if self.n_ranks > 1 and self.device.type == "mps":
+            raise Mistake(
+                "several processes share CUDA GPUs or CPUs, not an Apple GPU: give --device cpu, or one process"
+            )
         self.out = Path(config.out)
         if self.rank == 0 and (self.out / "config.json").exists():
             raise Mistake(f"{self.out} holds a run already: give another --out, or delete it")
