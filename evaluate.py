@@ -17,8 +17,8 @@ from data.examples import Example, Instruction, from_instructions, from_text, in
 from model.generate import generate
 from model.gpt import GPT, evaluating
 from run import ranks
-from run.checkpoint import load_run
-from run.config import check, command_line
+from run.checkpoint import load_run, split
+from run.config import Mistake, check, command_line
 from run.device import choose_device
 
 
@@ -155,6 +155,8 @@ class Config:
 
 def main(config: Config) -> None:
     check(config)
+    if len(split(config.adapter)) > 1:
+        raise Mistake(f"--adapter names several: {config.adapter}; judge them one after another")
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
     how = (tokenizer, model.config.block_size, config.held_out, config.columns)
     examples = from_text(config.text, *how)[1] if config.text else from_instructions(config.instructions, *how)[1]

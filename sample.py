@@ -17,7 +17,7 @@ from data.examples import conversation, render_prompt
 from data.records import Instruction
 from model.generate import generate
 from model.lora import activate
-from run.checkpoint import load_run
+from run.checkpoint import load_run, split
 from run.config import Mistake, check, command_line
 from run.device import choose_device
 
@@ -29,6 +29,7 @@ class Config:
     prompt: str = ""  # text to continue
     instruction: str = ""  # instruction to respond to
     input: str = ""  # what the instruction is about
+    system: str = ""  # with --ask chat, what stands before all of it
     ask: str = "prompt"  # with neither: what each line of standard input is: prompt, instruction, or turn of a chat
     max_new_tokens: int = 128  # tokens to write at most
     temperature: float = 0.8  # below 1 likely tokens gain; 0 always takes the likeliest
@@ -43,8 +44,8 @@ def main(config: Config) -> None:
     model, tokenizer = load_run(config.from_, config.adapter, device)
     generator = torch.Generator(device).manual_seed(config.seed)
     limit = model.config.block_size
-    adapters = [adapter.strip() for adapter in config.adapter.split(",")]
-    earlier: dict[str, tuple[tuple[str, str], ...]] = dict.fromkeys(adapters, ())  # turns of a chat
+    adapters = split(config.adapter) or ["none"]
+    earlier: list[tuple[tuple[str, str], ...]] = [()] * len(adapters)  # turns of the chat with each
     for prompt in prompts(config):
         for number, adapter in enumerate(adapters):
             if len(adapters) > 1:
@@ -52,14 +53,14 @@ def main(config: Config) -> None:
                 print(f"{adapter}: ", end="")
             tokens = tokenizer.encode_ordinary(prompt)
             if config.ask == "chat":
-                turn = Instruction(prompt, config.input, "", earlier=earlier[adapter])
+                turn = Instruction(prompt, config.input, "", earlier=earlier[number], system=config.system)
                 tokens = conversation(turn, tokenizer).tokens.tolist()
             if len(tokens) > limit:
                 print(f"the prompt has {len(tokens)} tokens; the model reads only its last {limit}", file=sys.stderr)
             how = (config.temperature, config.top_k, config.top_p, generator)
             [new] = generate(model, [tokens], config.max_new_tokens, tokenizer.eot_token, *how)
             answer = tokenizer.decode(new).strip()
-            earlier[adapter] += ((prompt, answer),)
+            earlier[number] += ((prompt, answer),)
             print(tokenizer.decode(tokens + new) if asks_to_continue(config) else answer)
 
 
@@ -74,6 +75,8 @@ def prompts(config: Config) -> Iterator[str]:
         raise Mistake(f"--ask must be prompt, instruction or chat, got {config.ask!r}")
     if config.ask == "chat" and (config.prompt or config.instruction):
         raise Mistake("--ask chat reads its turns from standard input: leave out --prompt and --instruction")
+    if config.system and config.ask != "chat":
+        raise Mistake("--system goes with --ask chat")
     if config.prompt and config.instruction:
         raise Mistake("give either --prompt or --instruction")
     if config.input and asks_to_continue(config):

@@ -78,9 +78,7 @@ def hugging_face_tokenizer(tokenizer: tiktoken.Encoding, block_size: int) -> dic
     There a token's text is one letter a byte (Radford et al. 2019), and what tiktoken decides by the rank of the merged
     token is a list of merges: every two tokens that make up a third, by its rank.
     """
-    ranks = ranks_of(tokenizer)
-    letters = _letter_of_each_byte()
-    spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    ranks, spelled = ranks_of(tokenizer), _spelled(tokenizer)
     merges = [
         [spelled[token[:i]], spelled[token[i:]]]
         for token in ranks
@@ -100,7 +98,7 @@ def hugging_face_tokenizer(tokenizer: tiktoken.Encoding, block_size: int) -> dic
             "model": {
                 "type": "BPE",
                 "ignore_merges": True,  # a word that is a token is taken whole, as in tiktoken
-                "vocab": {spelled[token]: rank for token, rank in ranks.items()} | {end: tokenizer.eot_token},
+                "vocab": vocabulary_of(tokenizer),
                 "merges": merges,
             },
         },
@@ -112,6 +110,19 @@ def hugging_face_tokenizer(tokenizer: tiktoken.Encoding, block_size: int) -> dic
             "clean_up_tokenization_spaces": False,
         },
     }
+
+
+def vocabulary_of(tokenizer: tiktoken.Encoding) -> dict[str, int]:
+    """{token: id}, as vocab.json has it, end-of-text included."""
+    spelled = _spelled(tokenizer)
+    return {spelled[token]: rank for token, rank in ranks_of(tokenizer).items()} | {
+        "<|endoftext|>": tokenizer.eot_token
+    }
+
+
+def _spelled(tokenizer: tiktoken.Encoding) -> dict[bytes, str]:
+    letters = _letter_of_each_byte()
+    return {token: "".join(letters[byte] for byte in token) for token in ranks_of(tokenizer)}
 
 
 def _letter_of_each_byte() -> list[str]:

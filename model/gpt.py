@@ -184,8 +184,8 @@ class GPT(nn.Module):
             x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
             for layer, block in enumerate(self.blocks):
                 if cache is not None:
-                    eager = block.forward if self.compiled else block
-                    x = eager(x, visible, cache.layers[layer])
+                    with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+                        x = block(x, visible, cache.layers[layer])
                 elif self.checkpoint_activations and torch.is_grad_enabled():
                     x = checkpoint(block, x, visible, None, use_reentrant=False)
                 else:

@@ -8,6 +8,7 @@ and c_attn is q, k and v in one. Adapters (PEFT) are not transposed: A (r, d_in)
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -72,19 +73,20 @@ def settings_from(config: GPTConfig, tokenizer: str, end_of_text: int) -> dict[s
 def shape_from(tensors: dict[str, Tensor], n_head: int | None = None) -> GPTConfig:
     """The shape that the weights themselves tell; but for n_head, which is n_embd / 64 in all published sizes."""
     try:
-        V, C = tensors["wte.weight"].shape
-        T = tensors["wpe.weight"].size(0)
+        (V, C), (T, _) = tensors["wte.weight"].shape, tensors["wpe.weight"].shape
     except (KeyError, ValueError):
         raise ValueError("wte.weight and wpe.weight, the embeddings of GPT-2, are not in it") from None
+    if not n_head and C % 64:
+        raise ValueError(f"its {C} channels do not make heads of 64: a config.json beside it must tell their number")
     n_layer = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
-    return GPTConfig(V, T, n_layer, n_head or max(1, C // 64), C)
+    return GPTConfig(V, T, n_layer, n_head or C // 64, C)
 
 
 def without_extras(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights, under the names of the published gpt2: no prefix, no causal masks, no copy of the tied head."""
     weights = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     head = weights.pop("lm_head.weight", None)
-    if head is not None and "wte.weight" in weights and not torch.equal(head, weights["wte.weight"]):
+    if head is not None and not torch.equal(head.float(), weights.setdefault("wte.weight", head).float()):
         raise ValueError("lm_head.weight differs from wte.weight: a head that is not tied is not built here")
     return {name: tensor for name, tensor in weights.items() if not re.search(r"\.attn\.(masked_)?bias$", name)}
 
@@ -97,6 +99,8 @@ def model_from(weights: dict[str, Tensor], config: GPTConfig) -> GPT:
         if name.endswith(".weight") and re.search(r"\.c_\w+\.", name):
             tensor = tensor.T  # (d_in, d_out) -> (d_out, d_in)
         if ".c_attn." in name:
+            if not tensor.dim() or tensor.size(0) != 3 * config.n_embd:
+                raise ValueError(f"{name} is {tuple(tensor.shape)}, not q, k and v of {config.n_embd} channels")
             parts = zip(QKV, tensor.chunk(3), strict=True)
             ours |= {name.replace("attn.c_attn", proj): part for proj, part in parts}
         else:
@@ -141,26 +145,40 @@ def adapter_from(tensors: dict[str, Tensor], settings: dict[str, Any]) -> tuple[
     for key, only in odd.items():
         if settings.get(key) not in (only, None, []):
             raise ValueError(f"{key} is {settings[key]!r}; only {only!r} is built here")
+    if settings.get("init_lora_weights", True) not in (True, False, None, "gaussian"):
+        raise ValueError(f"init_lora_weights is {settings['init_lora_weights']!r}, which changes W0 itself")
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    pattern = re.escape(PEFT).replace(r"\{\}", "{}").format(r"(\d+)", r"(.+)", "([AB])")
-    for name in tensors:
-        match = re.fullmatch(pattern, name)
-        if not match or (match[2] not in OURS and match[2] != "attn.c_attn"):
-            raise ValueError(f"{name} is no adapter of a layer of GPT-2")
-        block, layer = match[1], match[2]
-        A, B = (tensors[PEFT.format(block, layer, AB)].float() for AB in "AB")
-        B = B * _scaling(settings, f"h.{block}.{layer}", A.size(0))
+    for block, layer, A, B in _pairs_of(tensors):
+        B = B * _scaling(settings, f"transformer.h.{block}.{layer}", A.size(0))
         parts = zip(QKV, B.chunk(3), strict=True) if layer == "attn.c_attn" else [(OURS[layer], B)]
         for place, rows in parts:
             used = rows.any(0)
             pairs[f"blocks.{block}.{place}"] = A[used], rows[:, used]
-    r = max(1, *(A.size(0) for A, _ in pairs.values()))
+    r = max([1, *(A.size(0) for A, _ in pairs.values())])
     state = {}
     for place, (A, B) in pairs.items():
         missing = r - A.size(0)
         state[f"{place}.lora_A"] = torch.cat([A, A.new_zeros(missing, A.size(1))])
         state[f"{place}.lora_B"] = torch.cat([B, B.new_zeros(B.size(0), missing)], 1)
     return {"r": r, "alpha": float(r), "targets": sorted({place.split(".")[-1] for place in pairs})}, state
+
+
+def _pairs_of(tensors: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    """The block, the layer, A and B of each adapter. Raises ValueError for what is none."""
+    pattern = re.escape(PEFT).replace(r"\{\}", "{}").format(r"(\d+)", r"(.+)", "[AB]")
+    layers = {name: re.fullmatch(pattern, name) for name in tensors}
+    unknown = [name for name, match in layers.items() if not match or match[2] not in (*OURS, "attn.c_attn")]
+    if unknown or not tensors:
+        raise ValueError(f"{unknown[0]} is no adapter of a layer of GPT-2" if unknown else "there is no adapter in it")
+    for block, layer in sorted({(match[1], match[2]) for match in layers.values() if match}):
+        names = [PEFT.format(block, layer, AB) for AB in "AB"]
+        if not set(names) <= tensors.keys():
+            raise ValueError(f"{names[0]} or {names[1]} is missing")
+        A, B = (tensors[name].float() for name in names)
+        thirds = 3 if layer == "attn.c_attn" else 1
+        if A.dim() != 2 or B.dim() != 2 or not A.size(0) or A.size(0) != B.size(1) or B.size(0) % thirds:
+            raise ValueError(f"A is {tuple(A.shape)} and B {tuple(B.shape)} in h.{block}.{layer}: they do not fit")
+        yield block, layer, A, B
 
 
 def _scaling(settings: dict[str, Any], layer: str, r: int) -> float:

@@ -74,16 +74,19 @@ def config_of(folder: str | Path) -> GPTConfig:
 
 def tokenizer_of(folder: str | Path) -> tiktoken.Encoding:
     """The tokenizer that a model was trained with."""
-    if hugging_face.is_model(folder):
+    is_theirs = hugging_face.is_model(folder)
+    if is_theirs:
         name = hugging_face.tokenizer_name(folder)
     else:
         name = _read(Path(folder, "model.pt"), MODEL, "meta")["tokenizer"]
-    own = Path(folder, "tokenizer.tiktoken")
+    own = hugging_face.folder_of(folder) / "tokenizer.tiktoken"
     if name not in ("gpt2", "bytes") and not own.is_file():
         raise Mistake(f"{folder} lacks the tokenizer.tiktoken that its model was trained with")
     tokenizer = tokenizers.load_tokenizer(name if name in ("gpt2", "bytes") else str(own))
     if tokenizer.name != name:
         raise Mistake(f"{folder}/tokenizer.tiktoken is not the tokenizer that its model was trained with")
+    if is_theirs:
+        hugging_face.refuse_other_tokenizer(folder, tokenizer)
     return tokenizer
 
 
@@ -112,6 +115,8 @@ def load_adapter(model: GPT, folder: str | Path, name: str = "default") -> None:
         )
     try:
         apply_lora(model, config["r"], config["alpha"], 0.0, config["targets"], name)
+        if config.get("partly"):  # where it has none, B stays zero
+            weights = lora_state_dict(model, name) | weights
         load_lora_state_dict(model, weights, name)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Mistake(f"the adapter in {folder} does not fit its base: {_first_line(error)}") from error
@@ -125,11 +130,28 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.Te
     return contents["config"], contents["weights"], contents["base_sha256"]
 
 
+def is_adapter(folder: str | Path) -> bool:
+    return Path(folder, "adapter.pt").is_file() or hugging_face.is_adapter(folder)
+
+
 def base_of(adapter: str | Path) -> str:
     """The base that an adapter was trained on, by the name that training was given."""
     if hugging_face.is_adapter(adapter):
         return hugging_face.base_of(adapter)
-    return str(_read(Path(adapter, "adapter.pt"), ADAPTER)["base"])
+    return str(_read(Path(adapter, "adapter.pt"), ADAPTER, "meta")["base"])
+
+
+def base_at_hand(adapter: str | Path) -> str:
+    """The same, where it is. Raises a Mistake if it is no longer there."""
+    base = base_of(adapter)
+    if not hugging_face.is_model(base) and not Path(base, "model.pt").is_file():
+        raise Mistake(f"{adapter} was trained on {base}, where no model is now: name its folder with --from")
+    return base
+
+
+def split(adapters: str) -> list[str]:
+    """The names of several adapters, given with commas between."""
+    return [one.strip() for one in adapters.split(",") if one.strip()]
 
 
 def load_run(folder: str, adapter: str, device: torch.device) -> tuple[GPT, tiktoken.Encoding]:
@@ -137,12 +159,15 @@ def load_run(folder: str, adapter: str, device: torch.device) -> tuple[GPT, tikt
 
     Of several adapters, named with commas between, each is there under its own name, and the last is active.
     """
-    if not folder and not adapter:
+    adapters = split(adapter)
+    if not folder and not adapters:
         raise Mistake("give --from RUN, or --adapter RUN for a LoRA adapter and its base")
-    adapters = [one.strip() for one in adapter.split(",") if one.strip()]
-    base = folder or base_of(adapters[0])
-    if not (folder or hugging_face.is_model(base) or Path(base, "model.pt").is_file()):
-        raise Mistake(f"{adapters[0]} was trained on {base}, where no model is now: name its folder with --from")
+    bases = {base_of(one) for one in adapters} if not folder else set()
+    if len(bases) > 1:
+        raise Mistake(
+            f"these adapters were trained on {' and '.join(sorted(bases))}: if they are one, name it with --from"
+        )
+    base = folder or base_at_hand(adapters[0])
     model = load_model(base)
     for number, one in enumerate(adapters):
         load_adapter(model, one, f"adapter_{number}")
@@ -154,8 +179,8 @@ def load_run(folder: str, adapter: str, device: torch.device) -> tuple[GPT, tikt
 
 def load_trained(folder: str | Path, device: torch.device) -> GPT:
     """What a run has trained: its model, or its adapter on its base."""
-    is_adapter = Path(folder, "adapter.pt").is_file()
-    return load_run("" if is_adapter else str(folder), str(folder) if is_adapter else "", device)[0]
+    run, adapter = ("", str(folder)) if is_adapter(folder) else (str(folder), "")
+    return load_run(run, adapter, device)[0]
 
 
 def sha256_of_base(model: GPT) -> str:
@@ -186,8 +211,9 @@ def _write(path: Path, contents: dict[str, Any]) -> int:
 
 def _read(path: Path, keys: tuple[str, ...], device: str = "cpu") -> dict[str, Any]:
     if not path.is_file():
-        other = "adapter.pt" if path.name == "model.pt" else "model.pt"
-        hint = f"; it holds {other}" if (path.parent / other).is_file() else ""
+        others = ["adapter.pt", "adapter_config.json"] if path.name == "model.pt" else ["model.pt"]
+        found = [other for other in others if (path.parent / other).is_file()]
+        hint = f"; it holds {found[0]}" if found else ""
         raise Mistake(f"{path.parent} is not a run with {path.name}{hint}")
     try:
         contents = torch.load(path, map_location=device, weights_only=True)

@@ -32,7 +32,7 @@ class Session:
         ranks.join()
         self.rank, self.n_ranks = ranks.here()
         if config.shard and self.n_ranks == 1:
-            raise Mistake("--shard splits a model over several processes: start them with torchrun --nproc-per-node N")
+            raise Mistake("--shard splits a model over processes: start two or more with torchrun --nproc-per-node N")
         self.device = choose_device(config.device)
         if self.n_ranks > 1 and self.device.type == "mps":
             raise Mistake(

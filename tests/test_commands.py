@@ -42,17 +42,25 @@ def test_sample_reads_one_prompt_a_line_from_standard_input(base, capsys, monkey
     assert said.startswith("the old") and "\na calm" in said
 
 
-def test_several_adapters_on_one_base_answer_one_after_another(train, capsys):
-    """Each as it answers alone."""
-    runs = [str(train("lora_sft", steps=20, learning_rate=0.05, seed=seed)[1]) for seed in (0, 1)]
-    question = {"instruction": "Repeat the word.", "input": "sea", "temperature": 0, "max_new_tokens": 20}
-    alone = []
-    for run in runs:
+def test_several_adapters_on_one_base_answer_one_after_another(train, capsys, monkeypatch):
+    """Each as it answers alone: with the same logits, which are not the other's."""
+    runs = [str(train("lora_sft", steps=5, learning_rate=rate)[1]) for rate in (1e-9, 0.1)]
+    logits, generate = [], sample.generate
+
+    def seen(model, prompts, *args):
+        logits.append(model(torch.tensor(prompts)))
+        return generate(model, prompts, *args)
+
+    monkeypatch.setattr(sample, "generate", seen)
+    question = {"prompt": "the old", "temperature": 0, "max_new_tokens": 5, "device": "cpu"}
+    for adapters in (*runs, ", ".join(runs)):
         capsys.readouterr()
-        sample.main(sample.Config(adapter=run, device="cpu", **question))
-        alone.append(f"{run}: {capsys.readouterr().out}")
-    sample.main(sample.Config(adapter=", ".join(runs), device="cpu", **question))
-    assert capsys.readouterr().out == "".join(alone) and alone[0] != alone[1]
+        sample.main(sample.Config(adapter=adapters, **question))
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == runs
+    alone, other, first, second = logits
+    assert torch.equal(alone, first) and torch.equal(other, second) and not torch.equal(first, second)
+    with pytest.raises(ValueError, match="names several"):
+        evaluate.main(evaluate.Config(adapter=",".join(runs), text="any"))
 
 
 def test_a_chat_is_what_was_trained_on_turn_by_turn(base, monkeypatch):

@@ -74,7 +74,7 @@ def test_weights_come_in_without_a_config_with_the_published_names_and_as_bin(th
     bare["h.0.attn.bias"], bare["h.0.attn.masked_bias"] = torch.ones(1, 1, 32, 32), torch.tensor(-1e4)
     torch.save(bare, tmp_path / "pytorch_model.bin")
     same_logits(checkpoint.load_model(tmp_path / "pytorch_model.bin"), theirs)
-    assert "2 heads are taken" in capsys.readouterr().out
+    assert "2 heads of 64 channels are taken" in capsys.readouterr().out
     del bare["lm_head.weight"]
     write_safetensors(tmp_path / "bare.safetensors", {name: t.contiguous() for name, t in bare.items()})
     same_logits(checkpoint.load_model(tmp_path / "bare.safetensors"), theirs)
@@ -146,7 +146,8 @@ def test_the_gpt2_tokenizer_is_exported_id_for_id(tmp_path, transformers, monkey
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"n_inner": 100}, "n_inner is 100; only 4 n_embd = 512"),
         ({"n_layer": 3}, "Missing key"),
-        ({"n_embd": 64}, "size mismatch"),
+        ({"n_embd": 64}, "not q, k and v of 64 channels"),
+        ({"n_positions": 64}, "size mismatch"),
         ({"n_head": "two"}, "must be whole numbers"),
         ({"n_head": 3}, "must be a multiple"),
     ],
@@ -176,7 +177,7 @@ def test_a_pickle_in_place_of_weights_is_never_run(tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     torch.save({"wte.weight": Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(Mistake, match="cannot be read as a checkpoint"):
+    with pytest.raises(Mistake, match="it is no file of tensors alone"):
         checkpoint.load_model(tmp_path / "pytorch_model.bin")
     assert not (tmp_path / "owned").exists()
 
@@ -264,8 +265,18 @@ def fill(model):
         {"target_modules": ["c_attn", "c_proj", "c_fc"]},
         {"target_modules": ["c_attn"], "use_rslora": True},
         {"target_modules": ["attn.c_proj", "c_fc"], "rank_pattern": {"c_fc": 5}, "alpha_pattern": {"c_fc": 3}},
+        {"target_modules": ["c_attn"], "alpha_pattern": {"transformer.h.0.attn.c_attn": 50}},
+        {"target_modules": ["c_attn", "c_fc"], "layers_to_transform": [1]},
+        {"target_modules": r".*\.0\.mlp\.c_fc"},
     ],
-    ids=["every layer", "attention, rank-stabilised", "ranks that differ"],
+    ids=[
+        "every layer",
+        "attention, rank-stabilised",
+        "ranks that differ",
+        "alphas by full name",
+        "a block",
+        "a pattern",
+    ],
 )
 def test_an_adapter_from_peft_comes_in_with_the_same_logits(settings, theirs, saved, tmp_path, peft):
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=8, fan_in_fan_out=True, **settings)
@@ -316,6 +327,9 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(theirs, saved, tmp_path, pe
         ({"use_dora": True}, "use_dora is True"),
         ({"modules_to_save": ["wte"]}, "modules_to_save is"),
         ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes W0"),
+        ({"alpha_pattern": ["c_fc"]}, "cannot be used"),
+        ({"alpha_pattern": {"(": 1}}, "cannot be used"),
     ]:
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | change))
         with pytest.raises(Mistake, match=sentence):
@@ -324,6 +338,32 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(theirs, saved, tmp_path, pe
     other = GPT(GPTConfig(257, 32, 3, 2, 128))
     with pytest.raises(Mistake, match=r"does not fit its base: .* only the model has blocks\.2"):
         checkpoint.load_adapter(other, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "A, B, sentence",
+    [
+        (
+            torch.zeros(3, 128),
+            torch.zeros(512, 2),
+            r"A is \(3, 128\) and B \(512, 2\) in h.0.mlp.c_fc: they do",
+        ),
+        (torch.zeros(3, 128), torch.zeros(512), "they do not fit"),
+        (torch.zeros(0, 128), torch.zeros(512, 0), "they do not fit"),
+        (torch.tensor(1.0), torch.zeros(512, 3), "they do not fit"),
+        (torch.zeros(3, 128), None, "is missing"),
+        (None, None, "there is no adapter in it"),
+        (torch.zeros(3, 100), torch.ones(512, 3), r"does not fit its base: .* is \(3, 100\) in the adapter"),
+    ],
+)
+def test_a_malformed_adapter_is_a_sentence(A, B, sentence, saved, tmp_path):
+    name = gpt2.PEFT.format(0, "mlp.c_fc", "{}")
+    tensors = {name.format(AB): tensor for AB, tensor in zip("AB", (A, B), strict=True) if tensor is not None}
+    write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
+    settings = {"peft_type": "LORA", "lora_alpha": 1, "layers_to_transform": [0]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(Mistake, match=sentence):
+        checkpoint.load_adapter(checkpoint.load_model(saved), tmp_path)
 
 
 # ---- in use ------------------------------------------------------------------------------------------------------
@@ -340,3 +380,63 @@ def test_a_merged_run_is_a_plain_one_with_the_same_logits(train, tmp_path):
         merge_run(str(tmp_path / "merged"), tmp_path / "twice")
     with pytest.raises(Mistake, match="exists already: name a new folder"):
         merge_run(str(run), tmp_path / "merged")
+
+
+def test_a_base_that_has_moved_or_changed_is_named_and_leaves_no_folder(train, base, tmp_path):
+    _, own = train("pretrain")
+    _, adapter = train("lora", init_from=str(own))
+    moved = own.rename(tmp_path / "moved")
+    for command in (export_run, merge_run):
+        with pytest.raises(Mistake, match=r"was trained on .*, where no model is now: name its folder with --from"):
+            command(str(adapter), tmp_path / "out")
+        with pytest.raises(Mistake, match=r"was trained on .*, not on this base: their weights differ"):
+            command(str(adapter), tmp_path / "out", base)
+        assert not (tmp_path / "out").exists()
+        command(str(adapter), tmp_path / command.__name__, str(moved))
+    assert (tmp_path / "export_run" / "adapter_config.json").is_file()
+
+
+def test_an_exported_adapter_finds_its_base_beside_it_and_from_any_folder(train, tmp_path, monkeypatch, peft):
+    _, run = train("lora", learning_rate=0.05)
+    monkeypatch.chdir(tmp_path)
+    export_run(str(run), "relative")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "relative")
+    (tmp_path / "relative").rename(tmp_path / "moved")
+    model, _ = checkpoint.load_run("", str(tmp_path / "moved"), torch.device("cpu"))
+    same_logits(model, adapted)
+
+
+def test_a_tokenizer_of_its_own_is_never_taken_for_gpt2s(theirs, saved):
+    """One of as many tokens too."""
+    vocabulary = {f"token {i}": i for i in range(257)}
+    (saved / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(Mistake, match="has a tokenizer of its own, which is not bytes"):
+        checkpoint.tokenizer_of(saved)
+
+
+def test_dropout_reaches_a_model_in_hugging_faces_layout(saved):
+    assert checkpoint.load_model(saved, dropout=0.5).blocks[0].dropout.p == 0.5
+
+
+def test_a_tied_head_stored_alone_or_in_another_precision_comes_in(theirs, tmp_path):
+    """As safetensors' own save_model and some converters write it."""
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    head = state.pop("transformer.wte.weight")
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    same_logits(checkpoint.load_model(tmp_path / "pytorch_model.bin"), theirs)
+    half = {**state, "transformer.wte.weight": head.half().float(), "lm_head.weight": head.half()}
+    torch.save(half, tmp_path / "pytorch_model.bin")
+    assert torch.equal(checkpoint.load_model(tmp_path / "pytorch_model.bin").wte.weight, head.half().float())
+
+
+BAD = ["[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../x"}}', "{"]
+
+
+@pytest.mark.parametrize("index", BAD)
+def test_a_malformed_index_is_a_sentence(index, tmp_path, theirs):
+    theirs.config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(Mistake, match=r"index\.json"):
+        checkpoint.load_model(tmp_path)

@@ -1,6 +1,7 @@
 """Several ranks are one process: the same losses, disjoint data, one that writes. Two gloo processes on the CPU."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,17 +25,21 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 SCRIPTS = {"pretrain": "train_pretrain", "sft": "train_sft", "lora": "train_lora", "lora_sft": "train_lora"}
 
 
-def torchrun(*program):
-    """Two processes, started as a user starts them."""
+def torchrun(*program, ranks=2):
+    """Several processes, started as a user starts them."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    program = [*TORCHRUN, "2", *map(str, program)]
+    program = [*TORCHRUN, str(ranks), *map(str, program)]
     return subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
 def settings_of(method, base, text, instructions):
-    """20 steps of unequal rows: 5 rows in 2 micro-batches leave one rank with fewer than the other, or with none."""
+    """20 steps of unequal rows, an odd number of them; pretraining has a row a micro-batch, so one rank gets none."""
     data = {"instructions": instructions} if "sft" in method else {"text": text}
-    rows = {"block_size": 192 if "sft" in method else 32, "batch_size": 5, "micro_batches": 2}
+    rows = {
+        "block_size": 192 if "sft" in method else 32,
+        "batch_size": 1 if method == "pretrain" else 5,
+        "micro_batches": 2,
+    }
     return {**data, **rows, "init_from": base, "steps": 20, "eval_every": 10, "learning_rate": 3e-3, "device": "cpu"}
 
 
@@ -90,7 +95,7 @@ def test_ranks_see_disjoint_rows_that_are_the_batch(text):
     """Trap 20: the union over the ranks is the batch of one process; the order changes by epoch."""
     train, _ = from_text(text, load_tokenizer("bytes"), 16, 0.1)
     for step in range(40):
-        inputs = [Batches(train, 7, 2, 3, rank, n).of_step(step) for rank, n in [(0, 1), (0, 3), (1, 3), (2, 3)]]
+        inputs = [Batches(train, 2, 2, 3, rank, n).of_step(step) for rank, n in [(0, 1), (0, 3), (1, 3), (2, 3)]]
         for micro_batch, *parts in zip(*inputs, strict=True):
             rows = sorted(row[graded].tolist() for row, graded in zip(micro_batch[0], micro_batch[2], strict=True))
             found = [
@@ -115,9 +120,18 @@ def test_dropout_differs_from_rank_to_rank(base, text, tmp_path):
         "Session.begin = drawn\n"
         f"script.main(script.Config(text={text!r}, init_from={base!r}, out=sys.argv[1] + '/own', steps=1))\n"
     )
-    done = torchrun(program, tmp_path)
+    done = torchrun(program, tmp_path, ranks=3)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "0").read_text() != (tmp_path / "1").read_text()
+    assert len({(tmp_path / rank).read_text() for rank in "012"}) == 3
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_compiled_and_sharded_blocks_can_still_write_a_sample(base, text, tmp_path):
+    """A block with a cache is neither compiled nor deprived of its weights."""
+    flags = ["--text", text, "--init-from", base, "--steps", 2, "--block-size", 32, "--device", "cpu"]
+    done = torchrun("train_pretrain.py", *flags, "--compile", "--shard", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model.pt").exists()
 
 
 def test_a_mistake_of_all_ranks_ends_them_all(text, tmp_path):
@@ -128,5 +142,5 @@ def test_a_mistake_of_all_ranks_ends_them_all(text, tmp_path):
 
 def test_shard_without_several_processes_is_a_mistake(text, tmp_path):
     config = train_pretrain.Config(text=text, out=str(tmp_path / "run"), shard=True)
-    with pytest.raises(Mistake, match="start them with torchrun"):
+    with pytest.raises(Mistake, match="start two or more with torchrun"):
         train_pretrain.main(config)
