@@ -5,6 +5,7 @@ of the model and of the loop: a tensor counts for as long as autograd, or a name
 Shapes: B rows · T tokens a row · C channels · H heads · V vocabulary · N graded tokens · r rank. Sizes are in bytes.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -61,12 +62,13 @@ class Run:
         self.full = config.method != "lora"  # every parameter learns
         self.targets = set(LINEARS) if self.full else {target.strip() for target in config.targets.split(",")}
         C, V, L = model.n_embd, model.vocab_size, model.n_layer
-        self.positions = config.batch_size * config.block_size  # B T
+        self.positions = math.ceil(config.batch_size / config.ranks) * config.block_size  # B T, of one rank
         self.n_graded = max(1, round(config.graded * self.positions))  # N
         self.base = V * C + model.block_size * C + L * (12 * C * C + 13 * C) + 2 * C  # parameters
         self.adapter = 0 if self.full else L * config.r * C * sum(sum(LINEARS[target]) for target in self.targets)
         self.learning = self.base if self.full else self.adapter  # parameters
         self.head = 4 * V * C if self.full else 0  # one gradient of wte
+        self.parts = config.ranks if config.shard else 1  # in which weights, gradients and AdamW's numbers are held
 
     # ---- activations -------------------------------------------------------------------------------------------------
 
@@ -142,15 +144,34 @@ class Run:
         gradients_are = "4 bytes for each that learns" if gradients else "" if heads else "none then"
         if heads:
             gradients_are += f"{' + ' if gradients else ''}{heads} × 4 bytes × V × C: wte's, before they are added up"
+        share = f", in {self.parts} parts" if self.parts > 1 else ""
         logits_are = f"{logits} × 4 bytes × N × V: {self.n_graded:,} graded tokens × {V:,} in the vocabulary"
         parts = [
-            Part("parameters", 4 * n, f"4 bytes for each of {n:,}"),
-            Part("gradients", 4 * self.learning * gradients + heads * self.head, gradients_are),
-            Part("AdamW", 8 * self.learning, f"2 × 4 bytes for each of the {self.learning:,} that learn"),
+            Part("parameters", 4 * n / self.parts, f"4 bytes for each of {n:,}{share}"),
+            *self.collected(),
+            Part(
+                "gradients",
+                4 * self.learning * gradients / self.parts + heads * self.head,
+                gradients_are + share * bool(gradients),
+            ),
+            Part(
+                "AdamW", 8 * self.learning / self.parts, f"2 × 4 bytes for each of {self.learning:,} that learn{share}"
+            ),
             Part("activations", activations, they_are),
             Part("logits", logits * 4 * self.n_graded * V, logits_are),
         ]
         return Moment(when, parts + self.around())
+
+    def collected(self) -> list[Part]:
+        """What a rank holds whole of a model in parts: the embeddings, the block at work and the one to come."""
+        if self.parts == 1:
+            return []
+        C, L = self.model.n_embd, self.model.n_layer
+        embeddings = (self.model.vocab_size + self.model.block_size) * C
+        blocks = min(2, L) * (12 * C * C + 13 * C + self.adapter // L)
+        return [
+            Part("collected", 4 * (embeddings + blocks), "4 bytes for each of the embeddings and of two blocks, whole")
+        ]
 
     def around(self) -> list[Part]:
         """What is held beside tensors."""

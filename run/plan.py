@@ -13,7 +13,7 @@ import torch
 
 from data.tokenizer import load_tokenizer
 from model.gpt import GPTConfig
-from run import checkpoint
+from run import checkpoint, ranks
 from run.config import Mistake, command_line, flag
 from run.device import NAMES, choose_device, peak_mb
 from run.memory import Run, memory_there, size
@@ -38,6 +38,8 @@ class Config:
     dropout: float = 0.0  # share of activations zeroed while training
     batch_size: int = 32  # rows a micro-batch
     micro_batches: int = 1  # micro-batches a step, one after another, for less memory: their gradients add up
+    ranks: int = 1  # processes that torchrun starts, a GPU each: what is told is the memory of one
+    shard: bool = False  # split weights, gradients and optimizer over them
     device: str = "auto"  # cuda, mps, cpu, or auto; cuda and mps can be planned for where they are not
     precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
     checkpoint_activations: bool = False  # keep only what enters a block and compute the rest twice, for less memory
@@ -48,8 +50,10 @@ def main(config: Config) -> None:
         raise Mistake(f"--method must be pretrain, sft or lora, got {config.method!r}")
     if config.method != "pretrain" and not config.init_from:
         raise Mistake(f"--method {config.method} needs a model to start from: give --init-from")
-    if config.device not in ("auto", "cuda", "mps", "cpu"):
+    if config.device.split(":")[0] not in ("auto", "cuda", "mps", "cpu"):
         raise Mistake(f"--device must be auto, cuda, mps or cpu, got {config.device!r}")
+    if config.shard and config.ranks == 1:
+        raise Mistake("--shard splits a model over several processes: give their number, --ranks N")
     limit = bytes_of(config.memory) if config.memory else None
     model = shape(config)
     if config.block_size > model.block_size:
@@ -74,6 +78,9 @@ def page(run: Run) -> str:
     table = [f"{name:<17}{size(n):>9}   {formula}" for name, n, formula in rows]
     learns = f"{run.learning:,} of {run.base + run.adapter:,} parameters learn"
     where = f"{config.batch_size} rows of {config.block_size} tokens, on {run.device} in {NAMES[run.precision]}"
+    where += f", in each of {config.ranks} processes" if config.ranks > 1 else ""
+    if run.parts > 1:
+        table.append("More than that with --shard: what collecting weights needs beside is not in it.")
     return "\n".join([f"{config.init_from or 'a new model'}, {config.method}: {learns}, {where}", "", *table])
 
 
@@ -87,10 +94,10 @@ def verdict(run: Run, limit: float) -> str:
 
 
 def bytes_of(memory: str) -> float:
-    number = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB|MiB|GiB)", memory.strip())
-    if not number:
+    number = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB|MiB|GiB)", memory.strip(), re.IGNORECASE)
+    if not number or not float(number[1]):
         raise Mistake(f"--memory must be a number of {', '.join(UNITS)}, like 8GB; got {memory!r}")
-    return float(number[1]) * UNITS[number[2]]
+    return float(number[1]) * UNITS[number[2].upper().replace("IB", "iB")]
 
 
 # ---- what would fit --------------------------------------------------------------------------------------------------
@@ -102,8 +109,11 @@ def ways_to_fit(run: Run, limit: float) -> list[tuple[str, float]]:
     B, T, micro = run.config.batch_size, run.config.block_size, run.config.micro_batches
     fewer = [{"batch_size": b, "micro_batches": micro * B // b} for b in range(B // 2, 0, -1) if B % b == 0]
     again = [] if run.config.checkpoint_activations else [{"checkpoint_activations": True}]
+    shard = [{"shard": True}] if run.config.ranks > 1 and not run.config.shard else []
     lora = [{"method": "lora"}] if run.full and run.config.init_from else []
-    changes: list[list[dict[str, Any]]] = [forms for forms in (fewer, again, lora) if forms]  # each from the mildest on
+    changes: list[list[dict[str, Any]]] = [
+        forms for forms in (fewer, again, shard, lora) if forms
+    ]  # each from the mildest on
     for n in range(1, len(changes) + 1):
         tried = [mildest(run, limit, chosen) for chosen in itertools.combinations(changes, n)]
         if any(tried):
@@ -150,15 +160,16 @@ def hint(config: Any) -> str:
     own = {field.name: getattr(config, field.name) for field in fields(Config) if hasattr(config, field.name)}
     method = "lora" if hasattr(config, "r") else "pretrain"
     V = 257 if config.init_from else load_tokenizer(config.tokenizer).n_vocab
-    plan = Config(**{**own, "method": method, "vocab_size": V, "device": device.type})
+    plan = Config(**{**own, "method": method, "vocab_size": V, "device": device.type, "ranks": ranks.here()[1]})
     model = shape(plan)
     run, there = Run(plan, model), memory_there(device)
     need = run.peak().total()
-    said = f"out of memory: this run needs up to {size(need)}"
+    each = " in each process" if plan.ranks > 1 else ""
+    said = f"out of memory: this run needs up to {size(need)}{each}"
     said += f", {size(there)} are there" if there else ""
     limit = 0.95 * min(there or need, need)
     ways = [f"{way} would take {size(n)}" for way, n in ways_to_fit(run, limit)]
-    return f"{said}. {'; '.join(ways) or 'Only a smaller model or shorter rows would fit'}"
+    return f"{said}. {'; '.join(ways) or 'Only a smaller model or shorter rows would fit'}; give another --out with it"
 
 
 if __name__ == "__main__":
