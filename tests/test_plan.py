@@ -231,13 +231,24 @@ def say(flags, monkeypatch, capsys):
 def test_the_page_shows_each_part_and_what_fits(monkeypatch, capsys):
     flags = "--init-from gpt2 --method sft --device cuda --precision bf16 --block-size 1024 --batch-size 4 --memory 6GB"
     said = say(flags.split(), monkeypatch, capsys).out
-    for words in ("parameters", "AdamW", "2 × 4 bytes for each of the 124,439,808", "logits", "context", "peak"):
+    for words in ("parameters", "AdamW", "2 × 4 bytes for each of 124,439,808", "logits", "context", "peak"):
         assert words in said
     assert "This does not fit 6.0 GB. What would:" in said and "--batch-size" in said
     assert "This fits 80.0 GB." in say([*flags.split()[:-1], "80GB"], monkeypatch, capsys).out
 
 
+def test_of_several_processes_each_holds_its_rows_and_with_shard_its_part(monkeypatch, capsys):
+    flags = "--init-from gpt2 --device cuda --precision bf16 --block-size 1024 --memory 5gb --ranks 4".split()
+    said = say(flags, monkeypatch, capsys).out
+    one = say([*flags[:-2], "--batch-size", "8"], monkeypatch, capsys).out
+    assert said.splitlines()[2:9] == one.splitlines()[2:9], "32 rows in 4 processes are 8 rows in each"
+    parts = say([*flags, "--shard"], monkeypatch, capsys).out
+    assert "498 MB" in said and "124 MB   4 bytes for each of 124,439,808, in 4 parts" in parts and "collected" in parts
+
+
 MISTAKES = [
+    (["--shard"], "--shard splits a model over several processes: give their number, --ranks N"),
+    (["--memory", "0GB"], "--memory must be a number of MB, GB, MiB, GiB, like 8GB; got '0GB'"),
     (["--memory", "6 parsecs"], "--memory must be a number of MB, GB, MiB, GiB, like 8GB; got '6 parsecs'"),
     (["--method", "dpo"], "--method must be pretrain, sft or lora, got 'dpo'"),
     (["--method", "lora"], "--method lora needs a model to start from: give --init-from"),
