@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import shutil
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,14 +26,16 @@ import claims
 import train_lora
 import train_pretrain
 import train_sft
+from data.download import write_whole
 from data.examples import from_text, instruction_example, read_instructions, render_prompt
 from evaluate import SPLITS, Yardsticks, judge
 from evidence import Cell, gather, pretraining
 from model.generate import generate
 from model.gpt import GPT
 from run import checkpoint, plot
-from run.config import Mistake, any_character, check, command_line
+from run.config import Mistake, any_character, check, command_line, flag
 from run.device import choose_device
+from run.resume import is_finished
 
 
 @dataclass(kw_only=True)
@@ -43,6 +46,7 @@ class Config:
     instructions: str = "data/builtin/instructions.json"  # instructions, for SFT and LoRA-SFT
     questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above
     out: str = "runs/compare"  # folder to write the runs, results.json, results.md and the plots to
+    resume: bool = False  # go on with the comparison in --out: what is done is not done again
     quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
     seed: int = 0  # the first seed, of the order of the data and of new weights
@@ -62,14 +66,14 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     check(config)
     out, device, started = Path(config.out), choose_device(config.device), time.perf_counter()
-    if (out / "results.json").exists() or (out / "seed-0").exists():
-        raise Mistake(f"{out} holds a comparison already: give another --out, or delete it")
     if config.quick:
         config = dataclasses.replace(
             config, domain_steps=max(1, config.domain_steps // 6), steps=max(1, config.steps // 12)
         )
+    check_folder(out, config)
     yardsticks = yardsticks_of(config, device)
     out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(settings_of(config), indent=2) + "\n", encoding="utf-8")
 
     runs = [one_seed(config, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]
     results: dict[str, Any] = {
@@ -82,14 +86,32 @@ def main(config: Config) -> dict[str, Any]:
         "samples": runs[0]["samples"],
         "evidence": [run["evidence"] for run in runs],
     }
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     report = f"{table(results['rows'])}\n\n{legend(results)}\n\n{claims.report(results['claims'])}\n"
     (out / "samples.md").write_text(samples_report(results["samples"]), encoding="utf-8")
     (out / "results.md").write_text(report, encoding="utf-8")
+    write_whole(out / "results.json", json.dumps(results, indent=2).encode() + b"\n")  # the sign that all is done
     print(
         f"\n{report}\n{plot.comparison(results, out)}\n{results['seconds']:.0f} s on {device}; all of it is in {out}."
     )
     return results
+
+
+def check_folder(out: Path, config: Config) -> None:
+    """Raises a Mistake for a folder that holds another comparison, or with --resume none to go on with."""
+    begun, finished = (out / "config.json").exists(), (out / "results.json").exists()
+    if (begun or finished) and (not config.resume or finished):
+        way = "" if finished else "; or --resume to go on with it"
+        raise Mistake(f"{out} holds a comparison already: give another --out, or delete it{way}")
+    if config.resume and not begun:
+        raise Mistake(f"{out} holds no comparison to go on with: leave out --resume to begin one")
+    before = json.loads((out / "config.json").read_text(encoding="utf-8")) if config.resume else {}
+    for name, value in settings_of(config).items():
+        if config.resume and before.get(name) != value:
+            raise Mistake(f"{out} began with {flag(name)} {before.get(name)}, and now it is {value}")
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in ("out", "resume")}
 
 
 def seeds_of(config: Config) -> list[int]:
@@ -147,14 +169,13 @@ def one_seed(config: Config, folder: Path, seed: int, y: Yardsticks) -> dict[str
     """The rows of the table, what each model says, and the evidence for the claims."""
     base = checkpoint.load_model(config.base).to(y.device)
     torch.manual_seed(seed)
-    (folder / "random-base").mkdir(parents=True)
     checkpoint.save_model(folder / "random-base", GPT(base.config), y.tokenizer)
     rows = {"base": {"method": "base", **costs_of_base(config.base, base), **judge(base, y)}}
     said = {"base": samples(base, y)}
     methods = {cell.method: cell for cell in cells(config, folder, seed)}
     for method, cell in methods.items():
         print(f"\n{method}")
-        costs = in_own_process(cell.script.main, cell.script.Config(out=cell.out, **cell.settings))
+        costs = costs_of(cell)
         model = checkpoint.load_trained(cell.out, y.device)
         rows[method] = {"method": method, **costs, **judge(model, y)}
         said[method] = samples(model, y)
@@ -180,6 +201,17 @@ def samples_report(said: dict[str, list[dict[str, str]]]) -> str:
     return "\n\n".join(f"```\n{part}\n```" for part in parts) + "\n"
 
 
+def costs_of(cell: Cell) -> dict[str, Any]:
+    """What the training of a method took and returned; it is done unless it has been, and kept beside its run."""
+    file = Path(cell.out + ".json")
+    if not file.exists():
+        if is_finished(Path(cell.out)):
+            shutil.rmtree(cell.out)  # it was stopped before its costs were known
+        costs = in_own_process(cell.script.main, cell.config(cell.out))
+        write_whole(file, json.dumps(costs).encode())
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def in_own_process(main: Any, config: Any) -> dict[str, Any]:
     """main(config) in a fresh process, where nothing that ran before counts as memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), any_character) as pool:
@@ -189,7 +221,8 @@ def in_own_process(main: Any, config: Any) -> dict[str, Any]:
 def costs_of_base(folder: str, base: GPT) -> dict[str, Any]:
     """What pretraining the base took, as far as its run folder tells."""
     total = sum(parameter.numel() for parameter in base.parameters())
-    size, seconds = Path(folder, "model.pt").stat().st_size, pretraining(folder)[1]
+    file, seconds = Path(folder, "model.pt"), pretraining(folder)[1]
+    size = file.stat().st_size if file.is_file() else None  # a model in Hugging Face's layout
     return {"trainable": total, "total": total, "seconds": seconds, "peak_mb": None, "checkpoint_bytes": size}
 
 

@@ -148,6 +148,7 @@ class Config:
     text: str = ""  # text to predict: a file, a folder of them, or a corpus by name
     instructions: str = ""  # instructions to answer: a .json, .jsonl, .csv or .tsv file, or a corpus by name
     columns: str = ""  # the file's names for instruction, input, output or text: "instruction=question,output=answer"
+    skip_bad_records: bool = False  # leave out records that cannot be read, and count them
     held_out: float = 0.1  # share of the file to judge by: what training held out, or 1 for all of a file it never saw
     batch_size: int = 32  # rows at once
     device: str = "auto"  # cuda, mps, cpu, or auto
@@ -158,7 +159,7 @@ def main(config: Config) -> None:
     if len(split(config.adapter)) > 1:
         raise Mistake(f"--adapter names several: {config.adapter}; judge them one after another")
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
-    how = (tokenizer, model.config.block_size, config.held_out, config.columns)
+    how = (tokenizer, model.config.block_size, config.held_out, config.columns, config.skip_bad_records)
     examples = from_text(config.text, *how)[1] if config.text else from_instructions(config.instructions, *how)[1]
     nll = token_nll(model, examples, config.batch_size)
     print(f"NLL {nll:.4f} nats a token, perplexity {perplexity(nll):.2f}, over {len(examples):,} examples")

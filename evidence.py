@@ -19,6 +19,7 @@ from evaluate import Yardsticks, first_lines, judge_answers, judge_texts, perple
 from model.gpt import GPT
 from model.lora import merge, unmerge
 from run import checkpoint
+from run.resume import is_finished
 
 Evidence = dict[str, Any]
 
@@ -34,9 +35,14 @@ class Cell(NamedTuple):
     def variant(self, name: str, device: torch.device, **changes: Any) -> GPT:
         """The model that the same training gives with some settings changed, trained quietly."""
         run = f"{self.out}-{name}"
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.script.main(self.script.Config(out=run, **{**self.settings, **changes}))
+        if not is_finished(Path(run)):
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.script.main(self.config(run, **changes))
         return checkpoint.load_trained(run, device)
+
+    def config(self, out: str, **changes: Any) -> Any:
+        """Of the script; a run that was begun there, and not finished, goes on."""
+        return self.script.Config(out=out, **{**self.settings, **changes}, resume=Path(out, "config.json").exists())
 
 
 def gather(

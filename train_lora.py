@@ -28,6 +28,7 @@ class Config:
     grade_prompt: bool = False  # grade the prompts of instructions too, as pretraining would
     pack: bool = False  # fill each row with several short instructions, apart from one another: fewer, fuller rows
     columns: str = ""  # the file's names for text, instruction, input, output: "instruction=question,output=answer"
+    skip_bad_records: bool = False  # leave out records that cannot be read, and count them
     out: str  # folder to write the run to
     init_from: str  # run to start from, gpt2 or the like, or a folder in Hugging Face's layout
     r: int = 8  # LoRA's rank
@@ -45,6 +46,10 @@ class Config:
     max_grad_norm: float = 1.0  # gradients longer than this are scaled down to it
     held_out: float = 0.1  # share of the data, of a text at most 131,072 tokens, not learned from but judged by
     eval_every: int = 100  # steps between evaluations
+    save_every: int = 1000  # steps between saves that --resume can go on from; 0: none by steps
+    save_minutes: float = 10.0  # the same in minutes
+    resume: bool = False  # go on with the run in --out, which was stopped or killed
+    keep_best: bool = False  # save the model of the lowest held-out loss too, in OUT/best
     seed: int = 0  # of all that is random: the order of the data, dropout, weights that are new
     device: str = "auto"  # cuda, mps, cpu, or auto
     precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
@@ -60,7 +65,7 @@ def main(config: Config) -> dict:
 
     # 2. data
     tokenizer = checkpoint.tokenizer_of(config.init_from)
-    data = (tokenizer, config.block_size, config.held_out, config.columns)
+    data = (tokenizer, config.block_size, config.held_out, config.columns, config.skip_bad_records)
     if config.text:
         # graded: every token
         train, held_out = examples.from_text(config.text, *data)
@@ -76,7 +81,7 @@ def main(config: Config) -> dict:
 
     # 4. what learns
     apply_lora(model, config.r, config.alpha, config.lora_dropout, config.targets.split(","))  # A and B alone
-    session.begin(model, batches)
+    session.begin(model, batches, tokenizer)
     learns = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     # 5. optimizer
@@ -91,8 +96,9 @@ def main(config: Config) -> dict:
 
     # 6. loop
     model.train()
-    for step in session.steps():
+    for step in session.steps(optimizer, scaler):
         held_out_nll = token_nll(model, held_out, config.batch_size) if step % config.eval_every == 0 else None
+        session.keep_best(held_out_nll)
 
         rise = min(1.0, (step + 1) / (warmup_steps + 1))  # to 1, in a line
         progress = max(0, step - warmup_steps) / max(1, config.steps - warmup_steps)  # from 0 to 1

@@ -26,6 +26,7 @@ from run.session import Session
 class Config:
     text: str  # text to learn from: a file, a folder of them, or a corpus by name
     columns: str = ""  # the file's names for text, instruction, input, output: "instruction=question,output=answer"
+    skip_bad_records: bool = False  # leave out records that cannot be read, and count them
     out: str  # folder to write the run to
     init_from: str = ""  # run to continue, gpt2 or the like; without it, random weights, shaped by the next four fields
     tokenizer: str = "bytes"  # gpt2, bytes, or a file made by python -m data.tokenizer
@@ -43,6 +44,10 @@ class Config:
     max_grad_norm: float = 1.0  # gradients longer than this are scaled down to it
     held_out: float = 0.1  # share of the data, of a text at most 131,072 tokens, not learned from but judged by
     eval_every: int = 100  # steps between evaluations
+    save_every: int = 1000  # steps between saves that --resume can go on from; 0: none by steps
+    save_minutes: float = 10.0  # the same in minutes
+    resume: bool = False  # go on with the run in --out, which was stopped or killed
+    keep_best: bool = False  # save the model of the lowest held-out loss too, in OUT/best
     seed: int = 0  # of all that is random: the order of the data, dropout, weights that are new
     device: str = "auto"  # cuda, mps, cpu, or auto
     precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
@@ -58,7 +63,7 @@ def main(config: Config) -> dict:
 
     # 2. data
     tokenizer = checkpoint.tokenizer_of(config.init_from) if config.init_from else load_tokenizer(config.tokenizer)
-    data = (tokenizer, config.block_size, config.held_out, config.columns)
+    data = (tokenizer, config.block_size, config.held_out, config.columns, config.skip_bad_records)
     # graded: every token
     train, held_out = examples.from_text(config.text, *data)
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed, session.rank, session.n_ranks)
@@ -72,7 +77,7 @@ def main(config: Config) -> dict:
 
     # 4. what learns
     model.requires_grad_(True)  # every parameter
-    session.begin(model, batches)
+    session.begin(model, batches, tokenizer)
     learns = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     # 5. optimizer
@@ -87,8 +92,9 @@ def main(config: Config) -> dict:
 
     # 6. loop
     model.train()
-    for step in session.steps():
+    for step in session.steps(optimizer, scaler):
         held_out_nll = token_nll(model, held_out, config.batch_size) if step % config.eval_every == 0 else None
+        session.keep_best(held_out_nll)
 
         rise = min(1.0, (step + 1) / (warmup_steps + 1))  # to 1, in a line
         progress = max(0, step - warmup_steps) / max(1, config.steps - warmup_steps)  # from 0 to 1

@@ -4,6 +4,7 @@ Shapes: B rows · T the longest row's inputs. All rows of one micro-batch are pa
 mask no real position ever sees what stands to its right, so padding needs no mask of its own; it is just not graded.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -76,6 +77,14 @@ class Batches:
         self.rank, self.n_ranks = rank, n_ranks
         self.per_epoch = -(-len(examples) // batch_size)  # micro-batches an epoch, the last may be smaller
         self.epoch = -1  # the epoch whose order is at hand
+
+    def fingerprint(self) -> str:
+        """Of the examples: their number and the tokens of up to 64 of them. A resumed run must have the same."""
+        digest = hashlib.sha256(str(len(self.examples)).encode())
+        for i in np.linspace(0, len(self.examples) - 1, 64).astype(int):
+            tokens, graded, _ = self.examples[i]
+            digest.update(tokens.astype(np.int64).tobytes() + graded.tobytes())
+        return digest.hexdigest()
 
     def of_step(self, step: int) -> list[Batch]:
         """This rank's part of the micro-batches whose gradients add up to that of optimizer step 0, 1, and so on."""

@@ -190,8 +190,9 @@ def made_by_rank_0(path: Path) -> bool:
 def sha256_of(path: Path) -> str:
     """The file's sha256. It is remembered by path, size and time: a file of many GB is not read anew at each start."""
     stat = path.stat()
-    known_as = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
-    remembered = cache_folder() / "hashes" / known_as
+    # os.fsencode: a path need not be Unicode, and in the C locale is not where it could be
+    known_as = hashlib.sha256(os.fsencode(path.resolve()) + f" {stat.st_size} {stat.st_mtime_ns}".encode())
+    remembered = cache_folder() / "hashes" / known_as.hexdigest()[:32]
     if remembered.exists():
         return remembered.read_text(encoding="utf-8")
     digest = hashlib.sha256()

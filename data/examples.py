@@ -41,20 +41,24 @@ class Example(NamedTuple):
 
 
 def from_text(
-    path: str | Path, tokenizer: tiktoken.Encoding, block_size: int, held_out: float, columns: str = ""
+    path: str | Path,
+    tokenizer: tiktoken.Encoding,
+    block_size: int,
+    held_out: float,
+    columns: str = "",
+    skip_bad: bool = False,
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Rows of block_size + 1 tokens to learn from, and those of the text's last part (the share held_out) to judge by.
 
     The part to judge by has at most 131,072 tokens, so that judging stays short; with held_out 1 it is all of the text.
     Raises OSError for a file that cannot be read, Mistake for one that is not UTF-8 or too short.
     """
-    tokens = token_file(path, tokenizer, columns)
-    n_held_out = len(tokens) if held_out == 1 else max(2, min(int(held_out * len(tokens)), 2**17))
-    if held_out < 1 and len(tokens) < n_held_out + block_size + 1:
-        raise Mistake(
-            f"{path} has {len(tokens):,} tokens, too few: the least are {n_held_out:,} to judge by and a row of "
-            f"{block_size + 1:,} to learn from"
-        )
+    tokens = token_file(path, tokenizer, columns, skip_bad)
+    n_held_out = max(2, len(tokens) if held_out == 1 else min(int(held_out * len(tokens)), 2**17))
+    a_row = 0 if held_out == 1 else block_size + 1
+    if len(tokens) < n_held_out + a_row:
+        to_learn = f" and a row of {a_row:,} to learn from" if a_row else ""
+        raise Mistake(f"{path} has {len(tokens):,} tokens, too few: the least are {n_held_out:,} to judge by{to_learn}")
     return TextRows(tokens[:-n_held_out], block_size), TextRows(tokens[-n_held_out:], block_size)
 
 
@@ -144,7 +148,12 @@ def _joined(row: Sequence[Example]) -> Example:
 
 
 def from_instructions(
-    path: str | Path, tokenizer: tiktoken.Encoding, block_size: int, held_out: float, columns: str = ""
+    path: str | Path,
+    tokenizer: tiktoken.Encoding,
+    block_size: int,
+    held_out: float,
+    columns: str = "",
+    skip_bad: bool = False,
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """The examples to learn from, and a random share held_out to judge by: the same records in every run.
 
@@ -152,7 +161,7 @@ def from_instructions(
     prompt alone fills the block, so that nothing would be graded. Both are counted and printed. Raises ValueError when
     nothing is left to learn from or to judge by, and for a malformed file.
     """
-    records = read_instructions(path, columns)
+    records = read_instructions(path, columns, skip_bad)
     random.Random(0).shuffle(records)
     n_held_out = max(1, int(held_out * len(records)))
     counts: Counter[str] = Counter()

@@ -14,15 +14,37 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from data.download import find, in_archive
 from run.config import Mistake
 
 Where = str  # FILE:LINE, or FILE: record N
+T = TypeVar("T")
+
+
+class BadRecord(Mistake):
+    """What is wrong with one record of a file whose others may be right."""
+
+
+@dataclass
+class Skipped:
+    """Bad records that --skip-bad-records leaves out: how many of how many, and what is wrong with the first three."""
+
+    n_bad: int = 0
+    n_records: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def sentence(self, path: str | Path) -> str:
+        """What to tell the user. Raises Mistake when no record is left."""
+        what = f"{path}: {self.n_bad:,} of {self.n_records:,} records are malformed"
+        if self.n_bad and self.n_bad == self.n_records:
+            raise Mistake(f"{what}, so none is left; the first: {self.first[0]}")
+        return f"{what}: skipped; the first: {'; '.join(self.first)}" if self.n_bad else ""
 
 
 class Instruction(NamedTuple):
@@ -36,27 +58,31 @@ class Instruction(NamedTuple):
     system: str = ""  # of a conversation: what stands before all of it
 
 
-def read_instructions(path: str | Path, columns: str = "") -> list[Instruction]:
+def read_instructions(path: str | Path, columns: str = "", skip_bad: bool = False) -> list[Instruction]:
     """All records of a file, or of a corpus by name: Alpaca's keys (instruction, output and optionally input), or a
-    conversation's (messages: a list of role and content). Raises Mistake naming the file and the line or record."""
+    conversation's (messages: a list of role and content). Raises Mistake naming the file and the line or record; with
+    skip_bad, bad records are left out, counted and printed."""
     file, columns = find(path, "instructions", columns)
     ours = ("instruction", "input", "output", "messages")
-    return [_instruction(where, record) for where, record in read_records(file, columns, ours)]
+    skipped = Skipped() if skip_bad else None
+    records = list(read_records(file, columns, ours, _instruction, skipped))
+    if skipped and (sentence := skipped.sentence(path)):
+        print(sentence)
+    return records
 
 
 def _instruction(where: Where, record: Any) -> Instruction:
     if not isinstance(record, dict):
-        raise Mistake(f"{where} must be an object with instruction and output, not {type(record).__name__}")
+        raise BadRecord(f"{where} must be an object with instruction and output, not {type(record).__name__}")
     if "messages" in record:
         return _conversation(where, record["messages"])
-    values: dict[str, Any] = {key: text_of(where, record, key) for key in ("instruction", "output")}
-    values["input"] = text_of(where, record, "input") if record.get("input") else ""
-    also: dict[str, Any] = {key: record[key] for key in ("task", "split", "chance") if key in record}
-    for key, value in also.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float) if key == "chance" else str):
-            expected = "a number" if key == "chance" else "a text"
-            raise Mistake(f'{where}: "{key}" is {json.dumps(value)[:40]}, expected {expected}')
-    return Instruction(**values, **also)
+    values: dict[str, Any] = {key: _text_of(where, record, key) for key in ("instruction", "output")}
+    values["input"] = "" if record.get("input") is None else _text_of(where, record, "input")
+    values |= {key: _text_of(where, record, key) for key in ("task", "split") if key in record}
+    chance = record.get("chance", 0.0)
+    if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0 <= chance <= 1:  # NaN is not, either
+        raise BadRecord(f'{where}: "chance" is {_shown(chance)}, expected a number from 0 to 1')
+    return Instruction(**values, chance=chance)
 
 
 def _conversation(where: Where, messages: Any) -> Instruction:
@@ -67,44 +93,95 @@ def _conversation(where: Where, messages: Any) -> Instruction:
         if not all(isinstance(text, str) for text in roles + texts):
             raise TypeError
     except (TypeError, KeyError):
-        raise Mistake(f'{where}: "messages" must be a list of objects with a role and a content, both texts') from None
+        raise BadRecord(
+            f'{where}: "messages" must be a list of objects with a role and a content, both texts'
+        ) from None
     n_system = int(roles[:1] == ["system"])
     turns = list(zip(texts[n_system::2], texts[n_system + 1 :: 2], strict=False))
     if not turns or roles[n_system:] != ["user", "assistant"] * len(turns):
-        found = ", ".join(roles[:8]) + (", …" if len(roles) > 8 else "") or "none"
-        raise Mistake(
+        raise BadRecord(
             f'{where}: "messages" must be of user and assistant in turn, the last of the assistant, and before them '
-            f"at most one of system; their roles are {found}"
+            f"at most one of system; their roles are {_listed(roles)}"
         )
+    for text in texts:
+        _refuse_surrogates(where, "content", text)
     (user, assistant), earlier = turns[-1], tuple(turns[:-1])
     return Instruction(user, "", assistant, earlier=earlier, system=texts[0] if n_system else "")
 
 
-def text_of(where: Where, record: dict[str, Any], key: str) -> str:
-    value = record.get(key)
-    if isinstance(value, str):
-        return value
-    if key in record:
-        raise Mistake(f'{where}: "{key}" is {json.dumps(value)[:40]}, expected a text')
-    raise Mistake(
-        f'{where}: "{key}" is missing, expected a text; there are {", ".join(record) or "none"}, '
-        f"and --columns {key}=NAME can say which is meant"
-    )
+def document(where: Where, record: Any) -> str:
+    """The text of a record that has one."""
+    if not isinstance(record, dict):
+        raise BadRecord(f"{where} must be an object with text, not {type(record).__name__}")
+    return _text_of(where, record, "text")
+
+
+def _text_of(where: Where, record: dict[str, Any], key: str) -> str:
+    if key not in record:
+        raise BadRecord(
+            f'{where}: "{key}" is missing, expected a text; there are {_listed(record)}, '
+            f"and --columns {key}=NAME can say which is meant"
+        )
+    value = record[key]
+    if not isinstance(value, str):
+        raise BadRecord(f'{where}: "{key}" is {_shown(value)}, expected a text')
+    _refuse_surrogates(where, key, value)
+    return value
+
+
+def _refuse_surrogates(where: Where, key: str, text: str) -> None:
+    """JSON can write half of a character, as in "\\ud800", which no UTF-8 and so no tokenizer knows."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("ascii", "backslashreplace").decode()
+        raise BadRecord(f'{where}: "{key}" holds {half}, half of a surrogate pair, expected Unicode text') from None
+
+
+def _shown(value: Any) -> str:
+    return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else json.dumps(value)[:40]
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first eight, fit for a sentence."""
+    names = list(names)
+    first = [" ".join(name[:40].encode(errors="replace").decode().split()) for name in names[:8]]
+    return ", ".join(first) + (", …" if len(names) > 8 else "") or "none"
 
 
 # ---- the formats -------------------------------------------------------------------------------------------------
 
 
-def read_records(path: Path, columns: str, ours: Sequence[str]) -> Iterator[tuple[Where, Any]]:
-    """Each record and where it stands, its columns under our names; one in memory at a time, but in .json all.
+def read_records(
+    path: Path,
+    columns: str,
+    ours: Sequence[str],
+    read: Callable[[Where, Any], T],
+    skipped: Skipped | None = None,
+) -> Iterator[T]:
+    """What `read` makes of each record, its columns under our names; one in memory at a time, but in .json all.
 
-    Raises Mistake for a file of another kind, for what is no record, and for columns that the file lacks.
+    Raises Mistake for a file of another kind or broken as a whole, and for the first bad record; with `skipped`, bad
+    records are added there instead.
     """
     wanted = column_map(columns, ours)
     if kind_of(path) not in READERS:
         raise Mistake(f"{path} must be named .json, .jsonl, .csv or .tsv, or one of these and .gz")
     for where, record in READERS[kind_of(path)](path, wanted):
-        yield where, _renamed(where, record, wanted)
+        try:
+            if isinstance(record, BadRecord):
+                raise record
+            value = read(where, _renamed(where, record, wanted))
+        except BadRecord as error:
+            if skipped is None:
+                raise
+            skipped.n_bad += 1
+            skipped.n_records += 1
+            skipped.first += [str(error)] if skipped.n_bad <= 3 else []
+            continue
+        if skipped:
+            skipped.n_records += 1
+        yield value
 
 
 def kind_of(path: Path) -> str:
@@ -131,32 +208,37 @@ def _renamed(where: Where, record: Any, wanted: dict[str, str]) -> Any:
     renamed = {name: value for name, value in record.items() if name not in wanted.values()}
     for ours, theirs in wanted.items():
         if not theirs.startswith("=") and theirs not in record:
-            raise Mistake(f"{where} has no column {theirs!r} to take as {ours}; there are {', '.join(record)}")
+            raise BadRecord(f"{where} has no column {theirs!r} to take as {ours}; there are {_listed(record)}")
         renamed[ours] = theirs[1:] if theirs.startswith("=") else record[theirs]
     return renamed
+
+
+# Each reader yields where a record stands and the record, or in its place the BadRecord that says why it is none.
 
 
 def _from_jsonl(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]:
     with opened(path) as file:
         for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
             if line.strip():
-                yield f"{path}:{number}", _parse(f"{path}:{number}", line)
+                try:
+                    record = json.loads(line.rstrip("\n"))
+                except (ValueError, RecursionError) as error:
+                    record = BadRecord(f"{where} is not JSON: {error}")
+                yield where, record
 
 
 def _from_json(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]:
     with opened(path) as file:
-        records = _parse(str(path), file.read())
+        text = file.read()
+    try:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Mistake(f"{path} is not JSON: {error}") from None
     if not isinstance(records, list):
         raise Mistake(f"{path} must hold a JSON list of records; for one record a line, name it .jsonl")
     for number, record in enumerate(records, 1):
         yield f"{path}: record {number}", record
-
-
-def _parse(where: Where, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Mistake(f"{where} is not JSON: {error}") from None
 
 
 def _from_csv(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]:
@@ -168,7 +250,10 @@ def _from_tsv(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]
 
 
 def _from_table(path: Path, wanted: dict[str, str], delimiter: str, quoting: Any) -> Iterator[tuple[Where, Any]]:
-    """Rows as {column: text}; where all that is wanted are numbers, columns are numbered and the first row counts."""
+    """Rows as {column: text}; where all that is wanted are numbers, columns are numbered and the first row counts.
+
+    A misplaced quote breaks the file, not a row: it hides where the row ends.
+    """
     csv.field_size_limit(2**31 - 1)  # bytes; a long text is no mistake
     columns = [theirs for theirs in wanted.values() if not theirs.startswith("=")]
     numbered = bool(columns) and all(theirs.isdecimal() for theirs in columns)
@@ -184,8 +269,8 @@ def _from_table(path: Path, wanted: dict[str, str], delimiter: str, quoting: Any
                     if not numbered:
                         continue
                 if row and len(row) != len(names):
-                    raise Mistake(f"{where} has {len(row)} columns, but the first row has {len(names)}")
-                if row:
+                    yield where, BadRecord(f"{where} has {len(row)} columns, but the first row has {len(names)}")
+                elif row:
                     yield where, dict(zip(names, row, strict=True))
         except csv.Error as error:
             raise Mistake(f"{path}:{line} is not a row of a table: {error}") from None
@@ -207,13 +292,16 @@ def opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """A UTF-8 file, plain, .gz or in a .zip. Raises Mistake for what is no UTF-8 or a broken archive."""
     try:
         with _binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file:
-            yield file
-    except UnicodeDecodeError:
-        raise Mistake(f"{path} is not UTF-8 text: {_first_bad_byte(path)}") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise Mistake(f"{path} is not a whole .gz file: {error}") from None
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise Mistake(f"{path.name} cannot be read from {path.parent}: {error}") from None
+            try:
+                yield file
+            except UnicodeDecodeError:
+                raise Mistake(f"{path} is not UTF-8 text: {_first_bad_byte(path)}") from None
+    except (EOFError, OSError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError) as error:
+        if in_archive(path):  # whatever a damaged one, or one with a password, makes the reader raise
+            raise Mistake(f"{path.name} cannot be read from {path.parent}: {error}") from None
+        if path.suffix == ".gz" and isinstance(error, EOFError | gzip.BadGzipFile | zlib.error):
+            raise Mistake(f"{path} is not a whole .gz file: {error}") from None
+        raise
 
 
 def _binary(path: Path) -> Any:

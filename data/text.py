@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from data.download import bytes_bar, cache_folder, find, made_by_rank_0, sha256_of
-from data.records import READERS, kind_of, opened, read_records, text_of
+from data.download import bytes_bar, cache_folder, find, made_by_rank_0, sha256_of, write_whole
+from data.records import READERS, Skipped, document, kind_of, opened, read_records
 from run.config import Mistake
 
 Piece = tuple[str, bool]  # some text, and whether a document ends with it
@@ -29,17 +29,17 @@ def read_text(path: str | Path) -> Iterator[str]:
             yield piece + file.readline(2**20)
 
 
-def pieces_of(source: str | Path, columns: str = "") -> Iterator[Piece]:
-    """All documents of the text, one after another, in pieces of at most about a million characters."""
+def pieces_of(source: str | Path, columns: str = "", skipped: Skipped | None = None) -> Iterator[Piece]:
+    """All documents of the text, one after another, in pieces of at most about a million characters; with `skipped`,
+    bad records are left out and added there."""
     path, columns = find(source, "text", columns)
     for file in files_of(path):
         if kind_of(file) in READERS:
-            for where, record in read_records(file, columns, ("text",)):
-                if not isinstance(record, dict):
-                    raise Mistake(f"{where} must be an object with text, not {type(record).__name__}")
-                yield text_of(where, record, "text"), True
-        elif columns:
-            raise Mistake(f"--columns is for .json, .jsonl, .csv and .tsv: {file} is plain text")
+            for text in read_records(file, columns, ("text",), document, skipped):
+                yield text, True
+        elif columns or skipped:
+            flag = "--columns" if columns else "--skip-bad-records"
+            raise Mistake(f"{flag} is for .json, .jsonl, .csv and .tsv: {file} is plain text")
         else:
             for text in read_text(file):
                 yield text, False
@@ -58,34 +58,44 @@ def files_of(path: Path) -> list[Path]:
     return [path]
 
 
-def token_file(source: str | Path, tokenizer: tiktoken.Encoding, columns: str = "") -> np.ndarray:
+def token_file(
+    source: str | Path, tokenizer: tiktoken.Encoding, columns: str = "", skip_bad: bool = False
+) -> np.ndarray:
     """The text's ids, (L,), an end-of-text after each document, memory-mapped: tokenised once, then kept in the cache.
 
-    Files there are named by a hash of the text, the tokenizer and the columns.
+    Files there are named by a hash of the text, the tokenizer and the columns. With skip_bad, bad records are left out,
+    counted and printed, each time: what is said of them is kept beside the ids.
     """
     path, columns = find(source, "text", columns)
     files = files_of(path)
     contents = [(kind_of(file) if kind_of(file) in READERS else "text", sha256_of(file)) for file in files]
-    key = hashlib.sha256(repr((tokenizer.name, columns, contents)).encode()).hexdigest()[:32]
+    skipping = [str(path)] if skip_bad else []  # which what is said of bad records names
+    key = hashlib.sha256(repr((tokenizer.name, columns, contents, *skipping)).encode()).hexdigest()[:32]
     dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32)
     cached = cache_folder() / f"{key}.{dtype.name}"
-    if cached.exists() or made_by_rank_0(cached):
-        return np.memmap(cached, dtype, mode="r")
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = cached.with_suffix(f".{os.getpid()}")
-    is_plain = all(file.suffix != ".gz" and kind_of(file) not in READERS for file in files)
-    total = sum(file.stat().st_size for file in files) if is_plain else None  # bytes of text, where known beforehand
-    try:
-        with open(unfinished, "wb") as out, bytes_bar(f"tokenising {path.name}", total) as bar:
-            for ids, n_bytes in encode(pieces_of(path, columns), tokenizer, threads=min(8, os.cpu_count() or 1)):
-                ids.astype(dtype).tofile(out)
-                bar.update(n_bytes)
-            if not out.tell():
-                raise Mistake(f"{source} has no records")
-            os.fsync(out.fileno())
-        os.replace(unfinished, cached)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    said = cached.with_suffix(".skipped")
+    if not (cached.exists() or made_by_rank_0(cached)):
+        skipped = Skipped() if skip_bad else None
+        is_plain = all(file.suffix != ".gz" and kind_of(file) not in READERS for file in files)
+        total = sum(file.stat().st_size for file in files) if is_plain else None  # bytes of text, where known
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = cached.with_suffix(f".{os.getpid()}")
+        try:
+            with open(unfinished, "wb") as out, bytes_bar(f"tokenising {path.name}", total) as bar:
+                pieces = pieces_of(path, columns, skipped)
+                for ids, n_bytes in encode(pieces, tokenizer, threads=min(8, os.cpu_count() or 1)):
+                    ids.astype(dtype).tofile(out)
+                    bar.update(n_bytes)
+                if skipped:
+                    write_whole(said, skipped.sentence(source).encode(errors="replace"))
+                if not out.tell():
+                    raise Mistake(f"{source} has no records")
+                os.fsync(out.fileno())
+            os.replace(unfinished, cached)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    if skip_bad and (sentence := said.read_text(encoding="utf-8")):
+        print(sentence)
     return np.memmap(cached, dtype, mode="r")
 
 
@@ -121,15 +131,7 @@ def _megabytes(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 def _encode(pieces: Sequence[Piece], tokenizer: tiktoken.Encoding) -> tuple[np.ndarray, int]:
     ids = []
     for text, is_end in pieces:
-        ids.append(_ids(text, tokenizer))
+        ids.append(tokenizer.encode_to_numpy(text, disallowed_special=()))  # special tokens in it are plain text
         if is_end:
             ids.append(np.array([tokenizer.eot_token], np.uint32))
-    return np.concatenate(ids), sum(len(text.encode(errors="replace")) for text, _ in pieces)
-
-
-def _ids(text: str, tokenizer: tiktoken.Encoding) -> np.ndarray:
-    """encode_ordinary's ids, without a Python list in between: special tokens in the text are plain text."""
-    try:
-        return tokenizer.encode_to_numpy(text, disallowed_special=())
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold
-        return np.array(tokenizer.encode_ordinary(text), np.uint32)
+    return np.concatenate(ids), sum(len(text.encode()) for text, _ in pieces)

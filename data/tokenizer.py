@@ -61,9 +61,22 @@ def _encoding(name: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
     return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
 
 
+def padded(tokenizer: tiktoken.Encoding, vocab_size: int) -> tiktoken.Encoding:
+    """The same tokenizer for a model of more tokens, as some have for speed: a name for each id that no text has, so
+    that whatever the model says can be decoded."""
+    unused = {f"<|unused {i}|>": i for i in range(tokenizer.n_vocab, vocab_size)}
+    return tiktoken.Encoding(
+        tokenizer.name,
+        pat_str=tokenizer._pat_str,
+        mergeable_ranks=tokenizer._mergeable_ranks,
+        special_tokens={"<|endoftext|>": tokenizer.eot_token, **unused},
+    )
+
+
 def save_tokenizer(ranks: dict[bytes, int], path: str | Path) -> None:
     """Writes tiktoken's file format: a line a token, its bytes in base64 and its rank."""
     lines = (base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(b"".join(lines))
 
 

@@ -10,6 +10,7 @@ A file that breaks one of these rules is refused, with a sentence that says wher
 import json
 import math
 import os
+import reprlib
 import struct
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,14 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     for name, entry in sorted(entries.items(), key=lambda item: _offsets(path, *item)):
         dtype, shape, (begin, after) = _checked(path, name, entry)
         if begin != end:
-            raise ValueError(f"{path}: {name} begins at byte {begin:,} of the data, where {end:,} is expected")
+            raise ValueError(f"{path}: {_shown(name)} begins at byte {begin:,} of the data, where {end:,} is expected")
         if after > len(data):
-            raise ValueError(f"{path} is cut off: {name} ends at byte {after:,} of the data, which has {len(data):,}")
-        tensors[name] = data[begin:after].clone().view(dtype).view(shape)
+            what = f"{_shown(name)} ends at byte {after:,} of the data, which has {len(data):,}"
+            raise ValueError(f"{path} is cut off: {what}")
+        try:
+            tensors[name] = data[begin:after].clone().view(dtype).view(shape)
+        except RuntimeError:  # as in (0, 2^62, 2^62)
+            raise ValueError(f"{path}: {_shown(name)} has the shape {shape}, which no tensor can have") from None
         end = after
     if end != len(data):
         raise ValueError(f"{path} has {len(data) - end:,} bytes after its last tensor")
@@ -66,7 +71,7 @@ def _header(path: str | Path, text: bytes) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        header = json.loads(text, object_pairs_hook=without_duplicates)
+        header = json.loads(text.decode(), object_pairs_hook=without_duplicates)
         header.pop("__metadata__", None)
         return header
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -76,7 +81,8 @@ def _header(path: str | Path, text: bytes) -> dict[str, Any]:
 def _offsets(path: str | Path, name: str, entry: Any) -> list[int]:
     offsets: Any = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not (_whole_numbers(offsets) and len(offsets) == 2):
-        raise ValueError(f"{path}: {name} has the data_offsets {offsets!r}, expected two whole numbers")
+        found = reprlib.repr(offsets)
+        raise ValueError(f"{path}: {_shown(name)} has the data_offsets {found}, expected two whole numbers")
     return offsets
 
 
@@ -84,17 +90,26 @@ def _checked(path: str | Path, name: str, entry: dict[str, Any]) -> tuple[torch.
     dtype, offsets = entry.get("dtype"), _offsets(path, name, entry)
     shape: Any = entry.get("shape")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{path}: {name} has the dtype {dtype!r}; known are {', '.join(DTYPES)}")
+        raise ValueError(f"{path}: {_shown(name)} has the dtype {reprlib.repr(dtype)}; known are {', '.join(DTYPES)}")
     if not _whole_numbers(shape):
-        raise ValueError(f"{path}: {name} has the shape {shape!r}, expected a list of whole numbers")
+        raise ValueError(
+            f"{path}: {_shown(name)} has the shape {reprlib.repr(shape)}, expected a list of whole numbers"
+        )
     expected, found = math.prod(shape) * DTYPES[dtype].itemsize, offsets[1] - offsets[0]
     if expected != found:
-        raise ValueError(f"{path}: {name} has {found:,} bytes, where {dtype} of shape {shape} takes {expected:,}")
+        takes = f"{dtype} of shape {shape} takes {expected:,}"
+        raise ValueError(f"{path}: {_shown(name)} has {found:,} bytes, where {takes}")
     return DTYPES[dtype], shape, offsets
 
 
 def _whole_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    """Eight at most, as no weight has more dimensions, each below 2^63."""
+    return isinstance(value, list) and len(value) <= 8 and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _shown(name: str) -> str:
+    """Fit for a sentence."""
+    return name[:200] if name.isprintable() else ascii(name[:200])
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor]) -> int:
@@ -107,11 +122,14 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor]) -> int:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
     unfinished = Path(f"{path}.unfinished")
-    with open(unfinished, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for tensor in tensors.values():
+                file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return Path(path).stat().st_size

@@ -12,7 +12,6 @@ Everything here raises a Mistake for a folder or file that does not fit.
 
 import dataclasses
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from data import tokenizer as tokenizers
 from model.generate import lay_out_for_generation
 from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora, base_state_dict, load_lora_state_dict, lora_layers, lora_state_dict, refuse_if_merged
-from run import hugging_face, ranks
+from run import hugging_face, ranks, stored
 from run.config import Mistake
 
 MODEL = ("config", "tokenizer", "weights")
@@ -54,7 +53,7 @@ def load_model(folder: str | Path, row_length: int = 1, dropout: float = 0.0) ->
             model = GPT(GPTConfig(**{**contents["config"], "dropout": dropout}))
             model.load_state_dict(contents["weights"])
         except (TypeError, RuntimeError) as error:
-            raise Mistake(f"{folder}/model.pt does not fit its own config: {_first_line(error)}") from error
+            raise Mistake(f"{folder}/model.pt does not fit its own config: {stored.first_line(error)}") from error
     if row_length > model.config.block_size:
         raise Mistake(
             f"--block-size {row_length} is beyond the {model.config.block_size} tokens that {folder} can read"
@@ -69,11 +68,11 @@ def config_of(folder: str | Path) -> GPTConfig:
     try:
         return GPTConfig(**_read(Path(folder, "model.pt"), MODEL, "meta")["config"])  # without its weights
     except TypeError as error:
-        raise Mistake(f"{folder}/model.pt does not fit its own config: {_first_line(error)}") from error
+        raise Mistake(f"{folder}/model.pt does not fit its own config: {stored.first_line(error)}") from error
 
 
 def tokenizer_of(folder: str | Path) -> tiktoken.Encoding:
-    """The tokenizer that a model was trained with."""
+    """The tokenizer that a model was trained with. Refuses one that has ids which the model lacks."""
     is_theirs = hugging_face.is_model(folder)
     if is_theirs:
         name = hugging_face.tokenizer_name(folder)
@@ -87,7 +86,13 @@ def tokenizer_of(folder: str | Path) -> tiktoken.Encoding:
         raise Mistake(f"{folder}/tokenizer.tiktoken is not the tokenizer that its model was trained with")
     if is_theirs:
         hugging_face.refuse_other_tokenizer(folder, tokenizer)
-    return tokenizer
+    vocab_size = config_of(folder).vocab_size
+    if vocab_size < tokenizer.n_vocab:
+        raise Mistake(
+            f"{folder} has a model of {vocab_size:,} tokens, but its tokenizer {name} has {tokenizer.n_vocab:,}: "
+            "they do not belong together"
+        )
+    return tokenizers.padded(tokenizer, vocab_size) if vocab_size > tokenizer.n_vocab else tokenizer
 
 
 def save_adapter(folder: str | Path, model: GPT, base: str | Path, name: str = "default") -> int:
@@ -119,7 +124,7 @@ def load_adapter(model: GPT, folder: str | Path, name: str = "default") -> None:
             weights = lora_state_dict(model, name) | weights
         load_lora_state_dict(model, weights, name)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Mistake(f"the adapter in {folder} does not fit its base: {_first_line(error)}") from error
+        raise Mistake(f"the adapter in {folder} does not fit its base: {stored.first_line(error)}") from error
 
 
 def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
@@ -194,19 +199,21 @@ def sha256_of_base(model: GPT) -> str:
 
 
 def _write(path: Path, contents: dict[str, Any]) -> int:
-    contents["weights"] = {name: ranks.whole(weight).cpu() for name, weight in contents["weights"].items()}
+    contents["weights"] = whole(contents["weights"])
     if ranks.here()[0] > 0:
         return 0  # rank 0 writes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not all(weight.isfinite().all() for weight in contents["weights"].values()):
+    refuse_if_not_finite(contents["weights"], path)
+    return stored.write(path, contents)
+
+
+def whole(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """On the CPU and in one piece. All ranks must ask for it."""
+    return {name: ranks.whole(weight).cpu() for name, weight in weights.items()}
+
+
+def refuse_if_not_finite(weights: dict[str, torch.Tensor], path: Path) -> None:
+    if not all(weight.isfinite().all() for weight in weights.values()):
         raise Mistake(f"{path} is not saved: training diverged in its last step; try a lower --learning-rate")
-    unfinished = path.with_suffix(".unfinished")
-    with open(unfinished, "wb") as file:
-        torch.save(contents, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    return path.stat().st_size
 
 
 def _read(path: Path, keys: tuple[str, ...], device: str = "cpu") -> dict[str, Any]:
@@ -214,15 +221,6 @@ def _read(path: Path, keys: tuple[str, ...], device: str = "cpu") -> dict[str, A
         others = ["adapter.pt", "adapter_config.json"] if path.name == "model.pt" else ["model.pt"]
         found = [other for other in others if (path.parent / other).is_file()]
         hint = f"; it holds {found[0]}" if found else ""
-        raise Mistake(f"{path.parent} is not a run with {path.name}{hint}")
-    try:
-        contents = torch.load(path, map_location=device, weights_only=True)
-        if set(contents) == set(keys):
-            return contents
-    except Exception as error:  # whatever a damaged or foreign file makes the reader raise
-        raise Mistake(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
-    raise Mistake(f"{path} is not a checkpoint of this project: it must hold {', '.join(keys)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        unfinished = "; it is unfinished: --resume goes on with it" if (path.parent / "last.pt").is_file() else ""
+        raise Mistake(f"{path.parent} is not a run with {path.name}{hint}{unfinished}")
+    return stored.read(path, keys, device)

@@ -24,12 +24,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "warmup": (0, 1),
     "held_out": (0, 1),
     "graded": (0, 1),
+    "save_every": (0, 10**9),
+    "save_minutes": (0, 10**6),
     "temperature": (0, 100),
     "top_k": (0, 10**9),
     "top_p": (0, 1),
 }
 
 
+LARGEST = 10**9  # whole number that makes sense, for one that is not named above
 NEW_MODEL = ("tokenizer", "vocab_size", "n_layer", "n_head", "n_embd")  # these shape a model with random weights
 
 
@@ -61,7 +64,7 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
     any_character()
     with one_sentence(parser.prog):
         for name, value in given.items():
-            if value == "" and name != "input":
+            if value == [] or (value == "" and name != "input"):  # [] is what argparse makes of "--"
                 raise Mistake(f"{flag(name)} is empty")
             if name in NEW_MODEL and "init_from" in given:
                 raise Mistake(f"{flag(name)} is for a new model: the one from --init-from has its own")
@@ -76,6 +79,8 @@ def one_sentence(program: str) -> Iterator[None]:
     with the line that raised it. Of several ranks (run/ranks.py) each says who it is."""
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (Mistake, OSError, NotImplementedError) as error:
         on_mps = isinstance(error, NotImplementedError) and "MPS" in str(error)
         if sys.flags.dev_mode or (isinstance(error, NotImplementedError) and not on_mps):
@@ -114,6 +119,8 @@ def flag(field: str) -> str:
 def check(config: Any) -> Any:
     """Returns the config. Raises a Mistake for a number out of its range, and for flags that do not go together."""
     for name, value in vars(config).items():
+        if isinstance(value, int) and name not in RANGES and value > LARGEST:
+            raise Mistake(f"{flag(name)} must be at most {LARGEST:,}, got {value}")
         low, high = RANGES.get(name, (0, math.inf))
         fits = isinstance(value, str | bool) or (low <= value <= high if name in RANGES else 0 < value < math.inf)
         if not fits:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,6 +80,20 @@ def choose_precision(name: str, device: torch.device, n_embd: int) -> tuple[torc
         return torch.bfloat16, f"a CPU with {units[0]}"
     why = f"{units[0]} does not always gain below 256 channels" if units else "no bf16 units are known of"
     return torch.float32, why
+
+
+def tell_how(model: GPT, config: Any, device: torch.device) -> str:
+    """Tells the model in which precision to compute, and how a training script's config asks it to. Returns why so."""
+    if config.compile:
+        check_compiler(device)
+    model.precision, why = choose_precision(config.precision, device, model.config.n_embd)
+    model.checkpoint_activations = config.checkpoint_activations
+    for block in model.blocks:
+        if not fused_attention_pays(model.precision, device, config.block_size):
+            block.attn.fused = False
+    if config.compile:
+        model.compile_blocks()
+    return why
 
 
 def fused_attention_pays(precision: torch.dtype, device: torch.device, row_length: int) -> bool:

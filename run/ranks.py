@@ -58,6 +58,15 @@ def mean(value: float) -> float:
     return total.item() / n_ranks
 
 
+def highest(values: list[float]) -> list[float]:
+    """Of each value the highest of all ranks."""
+    if here()[1] > 1:
+        highest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        values = highest.tolist()
+    return values
+
+
 def share(model: nn.Module, device: torch.device, shard: bool, micro_batches: int) -> None:
     """Moves the model to the device, and has its gradients averaged over the ranks. The model stays the same object."""
     if shard:
@@ -108,3 +117,12 @@ def _shard(model: nn.Module, device: torch.device) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be in parts on all ranks, in one piece. All ranks must ask for it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The other way: a whole tensor in parts as those of the parameter, if it has parts and the same shape."""
+    if not hasattr(parameter, "full_tensor") or tensor.shape != parameter.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]

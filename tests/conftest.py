@@ -75,7 +75,7 @@ def train(base, text, instructions, tmp_path):
             "lora": (train_lora.main, train_lora.Config, {"text": text}),
             "lora_sft": (train_lora.main, train_lora.Config, {"instructions": instructions}),
         }[method]
-        out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        out = settings.pop("out", tmp_path / f"run{len(list(tmp_path.iterdir()))}")
         defaults = {"init_from": base, "block_size": 192, "batch_size": 4, "steps": 3, "warmup": 0.0, "device": "cpu"}
         config = Config(out=str(out), **{**defaults, **data, **settings})
         return main(config), out

@@ -17,7 +17,7 @@ import train_lora
 import train_pretrain
 import train_sft
 from data import tokenizer, world
-from run import plan
+from run import plan, stored
 from run.config import command_line
 
 SCRIPTS = {
@@ -72,7 +72,7 @@ def files(tmp_path, text, instructions, base):
     contents = torch.load(Path(base, "model.pt"), weights_only=True)
     for name, damage in {"odd": {"config": {"n_layer": 9, "colour": "red"}}, "lost": {"tokenizer": "bpe-1"}}.items():
         (tmp_path / name).mkdir()
-        torch.save({**contents, **damage}, tmp_path / name / "model.pt")
+        stored.write(tmp_path / name / "model.pt", {**contents, **damage})
     (tmp_path / "null.json").write_text('[{"instruction": "a", "input": null, "output": null}]')
     (tmp_path / "taken").mkdir()
     shutil.copy(Path(base, "config.json"), tmp_path / "taken")
@@ -107,7 +107,7 @@ MISTAKES = [
     ),
     ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/norun", "norun is not a run with model.pt"),
     ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/html", "html/model.pt cannot be read as a checkpoint"),
-    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/cut", "cut/model.pt cannot be read as a checkpoint"),
+    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/cut", "cut/model.pt is damaged"),
     ("pretrain", f"{PRETRAIN} {{text}} --tokenizer klingon", "there is no tokenizer 'klingon': give bytes, gpt2 or"),
     ("pretrain", f"{PRETRAIN} {{text}} --n-embd 130", "--n-embd 130 must be a multiple of --n-head 4"),
     ("pretrain", f"{PRETRAIN} {{text}} --steps 0", "--steps must be above 0, got 0"),
@@ -218,7 +218,7 @@ def test_a_malicious_pickle_is_refused_and_never_run(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "owned"), "w"))
 
-    torch.save({"config": Evil(), "tokenizer": "bytes", "weights": {}}, tmp_path / "model.pt")
+    stored.write(tmp_path / "model.pt", {"config": Evil(), "tokenizer": "bytes", "weights": {}})
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         load_model(tmp_path)
     assert not (tmp_path / "owned").exists()

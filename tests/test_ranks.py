@@ -1,5 +1,6 @@
 """Several ranks are one process: the same losses, disjoint data, one that writes. Two gloo processes on the CPU."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -89,6 +90,32 @@ def test_what_several_ranks_wrote_is_one_run_and_loads_in_one_process(runs, meth
     saved = "adapter.pt" if lora else "model.pt"
     assert sorted(p.name for p in run.iterdir()) == sorted(["config.json", "metrics.csv", "sample.txt", saved])
     load_run("" if lora else str(run), str(run) if lora else "", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("method, ranks, then", [("sft", "fsdp", 2), ("lora", "ddp", 2), ("pretrain", "fsdp", 1)])
+def test_two_ranks_are_resumed_by_as_many_or_by_one(runs, method, ranks, then, base, text, instructions, tmp_path):
+    """It fails after 14 steps, saved after 10."""
+    settings = settings_of(method, base, text, instructions) | {"out": str(tmp_path / "run"), "save_every": 10}
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys, {SCRIPTS[method]} as script\n"
+        "log = script.Session.log\n"
+        "def fails(session, step, *args):\n"
+        "    return log(session, step, *args) if step < 14 or session.config.resume else 1 / 0\n"
+        "script.Session.log = fails\n"
+        "how = {'resume': 'resume' in sys.argv, 'shard': 'fsdp' in sys.argv}\n"
+        f"script.main(script.Config(**how, **{settings!r}))\n"
+    )
+    assert "ZeroDivisionError" in torchrun(program, ranks).stderr
+    if then == 2:
+        done = torchrun(program, ranks, "resume")
+        assert done.returncode == 0 and "goes on after step 10" in done.stdout, done.stderr
+    else:
+        script = importlib.import_module(SCRIPTS[method])
+        script.main(script.Config(**settings, resume=True))
+    for column in ("step", "loss", "grad_norm"):
+        expected, found = (np.array(metrics(run, column), float) for run in (runs / "one" / method, tmp_path / "run"))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_ranks_see_disjoint_rows_that_are_the_batch(text):

@@ -79,7 +79,7 @@ def test_config_fields_stand_in_one_order_and_each_says_what_it_means():
 @pytest.mark.parametrize("script", [PRETRAIN, SFT, LORA])
 def test_every_field_of_a_config_is_used(script):
     source = (ROOT / script).read_text(encoding="utf-8")
-    shared = (ROOT / "run" / "session.py").read_text(encoding="utf-8")
+    shared = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "run").glob("*.py"))
     [config] = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     for field in config.body:
         if isinstance(field, ast.AnnAssign):

@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM: the first asks a run to finish its step, the second leaves at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Stop:
+    """Which signal has asked for a stop: 0 for none, SIGINT or SIGTERM."""
+
+    number = 0
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Stop]:
+    """Within it a signal only sets the number of what is returned; another one raises what ends the process."""
+    stop = Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.number:
+            raise leaving(number)
+        stop.number = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals reach the main thread only
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leaving(number: int) -> BaseException:
+    """What ends the process with exit code 128 + number, and after Ctrl-C leaves a notebook's kernel alive."""
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)

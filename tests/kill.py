@@ -1,0 +1,111 @@
+"""Kills training runs at random moments, resumes them, and compares with the run that nobody killed.
+
+    python -m tests.kill --times 50
+
+Each run is one of the three scripts in a process of its own, which saves every few steps and is sent SIGKILL somewhere
+between its first step and its end; now and then the resumed run is killed as well. In the end its model or adapter, its
+best model, its sample, and its metrics but for the seconds must be the same to the bit. (In one thread: sums in several
+need not repeat.)
+"""
+
+import argparse
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BUILTIN = ROOT / "data" / "builtin"
+SIZE = ["--block-size", "128", "--batch-size", "4", "--micro-batches", "2", "--dropout", "0.1"]
+LENGTH = ["--steps", "24", "--eval-every", "10", "--held-out", "0.02", "--keep-best", "--device", "cpu"]
+METHODS = {
+    "pretrain": ["train_pretrain.py", "--text", str(BUILTIN / "domain.txt")],
+    "sft": ["train_sft.py", "--instructions", str(BUILTIN / "instructions.json")],
+    "lora": ["train_lora.py", "--text", str(BUILTIN / "domain.txt"), "--lora-dropout", "0.1"],
+    "lora-sft": ["train_lora.py", "--instructions", str(BUILTIN / "instructions.json"), "--pack"],
+}
+
+
+def start(method: str, out: Path, *flags: str) -> subprocess.Popen:
+    program = [sys.executable, *METHODS[method], "--init-from", str(BUILTIN / "base"), *SIZE, *LENGTH]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [*program, "--out", str(out), *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, said = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a run failed: {said}")
+
+
+def kill_after(process: subprocess.Popen, seconds: float) -> bool:
+    """SIGKILL so long after the run has begun to train. False if it ended before."""
+    for line in process.stdout:
+        if "parameters learn" in line:
+            break
+    time.sleep(seconds)
+    ended = process.poll() is not None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return not ended
+
+
+def outcome(run: Path) -> dict[str, object]:
+    """All that must be the same, by name."""
+    rows = list(csv.reader((run / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+    files = [path for path in run.rglob("*") if path.suffix in (".pt", ".txt", ".tiktoken", ".unfinished")]
+    return {"metrics": [row[:-1] for row in rows]} | {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def main(times: int, seed: int, methods: list[str]) -> int:
+    """Returns how many of the runs ended otherwise than the one that was not killed."""
+    rng, folder, wrong = random.Random(seed), Path(tempfile.mkdtemp(prefix="finetuning-kill-")), 0
+    expected, seconds = {}, {}
+    for method in methods:
+        process = start(method, folder / method)
+        for line in process.stdout:
+            if "parameters learn" in line:
+                began = time.perf_counter()
+                break
+        finish(process)
+        seconds[method], expected[method] = time.perf_counter() - began, outcome(folder / method)
+    for number in range(times):
+        method, out = methods[number % len(methods)], folder / f"run-{number}"
+        every, moments, flags = str(rng.choice([1, 2, 5])), [], []
+        while rng.random() < (0.3 if moments else 1):
+            moment = rng.uniform(0, 0.95 * seconds[method])
+            if not kill_after(start(method, out, "--save-every", every, *flags), moment):
+                break
+            saved = (out / "last.pt").exists()
+            moments.append(f"{moment:.2f} s{'' if saved else ' (nothing saved yet)'}")
+            flags = ["--resume"] if (out / "config.json").exists() else []
+        if not (out / "sample.txt").exists():
+            finish(start(method, out, "--save-every", every, *flags))
+        found = outcome(out)
+        names = found.keys() | expected[method].keys()
+        differing = [name for name in sorted(names) if found.get(name) != expected[method].get(name)]
+        wrong += bool(differing)
+        killed = f"killed after {', '.join(moments)} and resumed" if moments else "ended before it was killed"
+        print(f"{number + 1:>3} {method:<9} saving every {every}, {killed}: {differing or 'bit-equal'}", flush=True)
+    print(f"{times - wrong} of {times} ended bit-equal to the run that was not killed")
+    return wrong
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    sys.exit(bool(main(given.times, given.seed, list(METHODS))))

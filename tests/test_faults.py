@@ -1,0 +1,496 @@
+"""What a run survives: kills, full disks, signals, damage. Rows are those of the list of faults, 1 to 14, 31 and 32;
+tests/test_faults_data.py has those of the data, tests/test_download.py and tests/test_plan.py rows 28 and 30."""
+
+import csv
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import metrics, weights
+
+import compare
+import sample
+import train_pretrain
+from data.examples import from_instructions
+from evaluate import token_nll
+from run import checkpoint, resume, stored
+from run.config import Mistake
+from tests import kill
+
+ROOT = Path(__file__).parent.parent
+METHODS = ["pretrain", "sft", "lora", "lora_sft"]
+
+
+def start(script, *flags):
+    program = [sys.executable, f"{script}.py", *map(str, flags)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(program, cwd=ROOT, env=environment, **pipes)
+
+
+def files(run):
+    """All but the seconds in metrics.csv."""
+    return kill.outcome(Path(run))
+
+
+# ---- saving --------------------------------------------------------------------------------------------------------
+
+
+def test_runs_killed_at_random_moments_and_resumed_are_bit_equal(capsys):
+    """Rows 1, 7 and 8, for each script. By hand: python -m tests.kill --times 50."""
+    assert kill.main(3, seed=int(os.environ.get("KILL_SEED", 0)), methods=["pretrain", "sft", "lora"]) == 0
+    assert "3 of 3 ended bit-equal" in capsys.readouterr().out
+
+
+def test_kill_9_in_the_midst_of_a_save_leaves_the_previous_checkpoint(tmp_path):
+    """Row 1: a child saves without end, and is killed ten times; what is there always loads."""
+    program = (
+        "import sys, torch; from pathlib import Path; from run import stored\n"
+        "for n in range(10**9): stored.write(Path(sys.argv[1]), {'n': n, 'w': torch.full((300_000,), float(n))})\n"
+    )
+    path, found = tmp_path / "last.pt", []
+    for moment in range(10):
+        child = subprocess.Popen([sys.executable, "-c", program, str(path)], cwd=ROOT)
+        while not path.exists():
+            time.sleep(0.01)
+        time.sleep(0.05 + 0.013 * moment)
+        child.kill()
+        child.wait()
+        contents = stored.read(path, ("n", "w"))
+        assert (contents["w"] == contents["n"]).all()
+        found.append((path.stat().st_size, list(tmp_path.iterdir())))
+    assert len({size for size, _ in found}) == 1
+
+
+def test_a_stale_temporary_file_is_removed_at_the_next_start(train, tmp_path):
+    """Row 2."""
+    with pytest.raises(KeyboardInterrupt):
+        stopped(train, "sft", at=2, steps=4)
+    [run] = tmp_path.glob("run*")
+    (run / "last.pt.unfinished").write_bytes(b"half a checkpoint")
+    train("sft", steps=4, resume=True, out=run)
+    assert not list(run.glob("*.unfinished"))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/mounts").exists() or os.geteuid() != 0, reason="mounts a small disk: needs root"
+)
+def test_a_full_disk_is_a_clear_error_and_the_good_file_stays(tmp_path):
+    """Row 3, on a real file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        stored.write(disk / "last.pt", {"w": torch.ones(50_000)})
+        with pytest.raises(OSError, match="No space left on device"):
+            stored.write(disk / "last.pt", {"w": torch.zeros(500_000)})
+        assert stored.read(disk / "last.pt", ("w",))["w"].sum() == 50_000
+        assert [path.name for path in disk.iterdir()] == ["last.pt"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_fills_up_in_training_ends_in_a_sentence_and_the_last_save_stays(base, text, tmp_path):
+    """Row 3 again, in a script, where the limit is on the size of a file."""
+    import resource
+
+    big = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 32}
+    shape = [part for name, value in big.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    flags = ["--text", text, "--out", tmp_path / "run", "--steps", "9", "--save-every", "2", "--device", "cpu", *shape]
+    program = [sys.executable, "train_pretrain.py", *map(str, flags)]
+    done = subprocess.run(
+        program,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000)),
+        ),
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "File too large" in done.stderr
+    assert not list((tmp_path / "run").glob("*.unfinished")) and not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_before_training(text, tmp_path, monkeypatch):
+    """Row 4."""
+    (tmp_path / "file").write_text("")
+    for out, sentence in [
+        (tmp_path / "file" / "run", "cannot be written"),
+        (Path("/proc/run"), r"/proc|No such file"),
+    ]:
+        monkeypatch.setattr(train_pretrain, "token_nll", lambda *args: pytest.fail("it trains"))
+        with pytest.raises((Mistake, OSError), match=sentence):
+            train_pretrain.main(train_pretrain.Config(text=text, out=str(out), device="cpu"))
+
+
+def test_two_runs_into_one_folder_are_refused_without_resume(train, base, text):
+    """Row 32; and --resume where there is nothing to go on with."""
+    _, run = train("pretrain")
+    again = {"text": text, "init_from": base, "block_size": 192, "device": "cpu"}
+    for settings, sentence in [
+        ({"out": str(run)}, "holds a run already: give another --out, or delete it$"),
+        ({"out": base}, "holds a run already"),
+        ({"out": str(run), "resume": True}, "is finished: to train it further, begin another run with --init-from"),
+        ({"out": str(run) + "-new", "resume": True}, "holds no run to go on with: leave out --resume"),
+    ]:
+        before = files(run)
+        with pytest.raises(Mistake, match=sentence):
+            train_pretrain.main(train_pretrain.Config(**again, **settings))
+        assert files(run) == before
+
+
+# ---- resuming ------------------------------------------------------------------------------------------------------
+
+
+def stopped(train, method, at, **settings):
+    """A run that gets Ctrl-C in the midst of a step."""
+    log = train_pretrain.Session.log
+
+    def interrupted(session, step, *args):
+        if step == at - 1 and not session.config.resume:
+            os.kill(os.getpid(), signal.SIGINT)
+        return log(session, step, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_pretrain.Session, "log", interrupted)
+        return train(method, **settings)
+
+
+HARD = {"steps": 7, "dropout": 0.2, "micro_batches": 3, "batch_size": 2, "eval_every": 2, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(method, train, tmp_path):
+    """Rows 5, 7 and 8, trap 17: with dropout, in mid-epoch, and stopped in the midst of a step."""
+    more = {"keep_best": True, **({"lora_dropout": 0.1} if "lora" in method else {})}
+    _, whole = train(method, **HARD, **more)
+    with pytest.raises(KeyboardInterrupt):
+        stopped(train, method, at=4, **HARD, **more)
+    [run] = [path for path in tmp_path.glob("run*") if path != whole]
+    assert metrics_rows(run) == 4 and (run / "last.pt").exists() and not (run / "sample.txt").exists()
+    train(method, **HARD, **more, resume=True, out=run)
+    assert files(run) == files(whole) and not (run / "last.pt").exists()
+    assert weights(run).keys() == weights(whole).keys()
+
+
+def metrics_rows(run):
+    return len(list(csv.reader((run / "metrics.csv").read_text().splitlines()))) - 1
+
+
+def test_rows_written_after_the_last_save_are_written_once(train, tmp_path):
+    """Row 7: killed between a save and the next, metrics.csv has rows that the resumed run writes again."""
+    _, whole = train("sft", steps=6)
+    with pytest.raises(KeyboardInterrupt):
+        stopped(train, "sft", at=3, steps=6)
+    [run] = [path for path in tmp_path.glob("run*") if path != whole]
+    with open(run / "metrics.csv", "a", encoding="utf-8") as file:
+        file.write("3,9.9,,0.1,1,1,1\n4,9.9,,0.1,1,1,1\n5,9")
+    train("sft", steps=6, resume=True, out=run)
+    assert metrics(run, "step") == ["0", "1", "2", "3", "4", "5"] and files(run) == files(whole)
+
+
+def test_a_run_killed_before_it_saved_anything_begins_anew(train, tmp_path, capsys):
+    _, whole = train("pretrain")
+    run = tmp_path / "killed"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    train("pretrain", resume=True, out=run)
+    assert "nothing was saved, begins anew" in capsys.readouterr().out
+    assert files(run) == files(whole)
+
+
+def test_another_config_other_data_and_another_base_are_refused_by_name(train, tmp_path, text, base):
+    """Row 9."""
+    with pytest.raises(KeyboardInterrupt):
+        stopped(train, "lora", at=2, steps=4)
+    [run] = tmp_path.glob("run*")
+    before = (run / "last.pt").read_bytes()
+    other = tmp_path / "other.txt"
+    other.write_text(Path(text).read_text(encoding="utf-8").replace("ship", "boat"), encoding="utf-8")
+    for change, sentence in [
+        (
+            {"learning_rate": 0.5},
+            r"began with --learning-rate 0\.004, and now it is 0\.5: a run is resumed as it began",
+        ),
+        ({"r": 4}, "began with --r 8, and now it is 4"),
+        ({"seed": 1}, "began with --seed 0, and now it is 1"),
+        ({"text": str(other)}, "began with --text"),
+    ]:
+        with pytest.raises(Mistake, match=sentence):
+            train("lora", resume=True, out=run, **{"steps": 4, **change})
+    saved = Path(text).read_text(encoding="utf-8")
+    try:
+        Path(text).write_text(other.read_text(encoding="utf-8"), encoding="utf-8")
+        with pytest.raises(Mistake, match="began with other data: its file has changed since"):
+            train("lora", resume=True, out=run, steps=4)
+    finally:
+        Path(text).write_text(saved, encoding="utf-8")
+    model = Path(base, "model.pt")
+    saved = model.read_bytes()
+    try:
+        changed = checkpoint.load_model(base)
+        changed.wte.weight.data[0, 0] += 1
+        checkpoint.save_model(base, changed, checkpoint.tokenizer_of(base))
+        with pytest.raises(Mistake, match="began with another base"):
+            train("lora", resume=True, out=run, steps=4)
+    finally:
+        model.write_bytes(saved)
+    assert (run / "last.pt").read_bytes() == before
+    train("lora", resume=True, out=run, steps=4, save_every=2)  # when to save may change
+
+
+def test_a_save_is_due_by_steps_and_by_minutes(train, monkeypatch):
+    saved = []
+    monkeypatch.setattr(resume.Saves, "last", lambda self, done: saved.append(done))
+    train("sft", steps=7, save_every=3)
+    train("sft", steps=3, save_every=0, save_minutes=1e-9)
+    train("sft", steps=3, save_every=0, save_minutes=0)
+    assert saved == [3, 6, 1, 2, 3]
+
+
+def test_the_best_model_is_the_one_of_the_lowest_held_out_loss(train, instructions):
+    """A rate that is far too high: the model gets worse in the end, and one before it is kept."""
+    _, run = train("sft", steps=6, eval_every=1, learning_rate=0.3, keep_best=True)
+    losses = [float(value) for value in metrics(run, "held_out_nll")]
+    assert min(losses) < losses[-1]
+    held_out = from_instructions(instructions, checkpoint.tokenizer_of(run / "best"), 192, 0.1)[1]
+    assert token_nll(checkpoint.load_model(run / "best"), held_out, 4) == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_compare_goes_on_with_the_methods_that_are_not_done(base, text, instructions, tmp_path, monkeypatch, capsys):
+    """The second of six methods fails; resumed, the first is not trained again."""
+    trained = []
+    real = compare.in_own_process
+
+    def fails(main, config):
+        trained.append(Path(config.out).name)
+        if len(trained) == 2:
+            raise MemoryError
+        return real(main, config)
+
+    monkeypatch.setattr(compare, "in_own_process", fails)
+    cells, fake = compare.cells, []
+    monkeypatch.setattr(compare, "cells", lambda *args: cells(*args)[:3])
+    monkeypatch.setattr(compare, "gather", lambda *args: fake.append(args) or {})
+    monkeypatch.setattr(compare.claims, "ledger", lambda evidence: [])
+    monkeypatch.setattr(compare.claims, "report", lambda claims: "")
+    monkeypatch.setattr(compare.plot, "comparison", lambda *args: "")
+    settings = {"quick": True, "out": str(tmp_path / "c"), "domain_steps": 6, "steps": 12}
+    with pytest.raises(MemoryError):
+        compare.main(compare.Config(**settings))
+    with pytest.raises(Mistake, match="or --resume to go on with it"):
+        compare.main(compare.Config(**settings))
+    with pytest.raises(Mistake, match="began with --r 6, and now it is 7"):
+        compare.main(compare.Config(**settings, resume=True, r=7))
+    compare.main(compare.Config(**settings, resume=True))
+    assert trained == ["continued-pretraining", "lora-on-the-domain", "lora-on-the-domain", "sft"]
+    with pytest.raises(Mistake, match="holds a comparison already"):
+        compare.main(compare.Config(**settings, resume=True))
+
+
+# ---- signals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(number, code, base, text, tmp_path):
+    """Row 5, in the real script."""
+    flags = ["--text", text, "--init-from", base, "--block-size", "64", "--steps", "100000", "--device", "cpu"]
+    child = start("train_pretrain", *flags, "--out", tmp_path / "run")
+    while not (tmp_path / "run" / "metrics.csv").exists() or metrics_rows(tmp_path / "run") < 3:
+        time.sleep(0.05)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == code and "Traceback" not in err
+    assert "the same command and --resume goes on" in out
+    assert stored.read(tmp_path / "run" / "last.pt", resume.LAST)["step"] == metrics_rows(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_leaves_at_once(number, code, base, text, tmp_path):
+    """Row 6: the step at hand would take a minute."""
+    program = tmp_path / "slow.py"
+    program.write_text(
+        "import sys, time, train_pretrain as script\n"
+        "from run.config import command_line\n"
+        "log = script.Session.log\n"
+        "def slow(*args):\n"
+        "    print('in a step', flush=True)\n"
+        "    for _ in range(600): time.sleep(0.1)\n"
+        "script.Session.log = slow\n"
+        "command_line(script.main, script.Config)\n"
+    )
+    flags = [
+        "--text",
+        text,
+        "--init-from",
+        base,
+        "--block-size",
+        "64",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    program = [sys.executable, str(program), *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "in a step" not in child.stdout.readline():
+        pass
+    child.send_signal(number)
+    time.sleep(0.5)
+    assert child.poll() is None, "the first is waited for"
+    child.send_signal(number)
+    _, err = child.communicate(timeout=5)
+    assert child.returncode == code and "Traceback" not in err
+
+
+def test_in_a_notebook_an_interrupt_leaves_the_kernel_usable(train):
+    """The same process goes on, Ctrl-C is its own again, and it can resume; in a thread signals are left alone."""
+    before = signal.getsignal(signal.SIGINT)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            stopped(train, "sft", at=1, steps=3)
+        assert signal.getsignal(signal.SIGINT) == before
+    with pytest.raises(Mistake):
+        train("sft", learning_rate=1e38)
+    assert signal.getsignal(signal.SIGINT) == before
+    thread = threading.Thread(target=lambda: train("sft", steps=1))
+    thread.start()
+    thread.join()
+
+
+# ---- damage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["model.pt", "adapter.pt", "last.pt"])
+@pytest.mark.parametrize(
+    "damage, sentence",
+    [
+        (lambda content: content[: len(content) // 2], "is damaged"),
+        (lambda content: b"", "it is empty"),
+        (lambda content: b"<!DOCTYPE html><html>404</html>", "it is a web page"),
+        (lambda content: b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
+        (lambda content: content[:5000] + bytes([content[5000] ^ 4]) + content[5001:], "is damaged"),
+        (lambda content: content[:-70] + bytes([content[-70] ^ 1]) + content[-69:], "is damaged"),
+        (lambda content: content + b"\0", "is damaged"),
+        (lambda content: content[:-66] + struct.pack("<H", 0), "is damaged"),
+    ],
+    ids=["cut", "empty", "html", "lfs", "one bit", "one bit at the end", "one byte more", "no checksum"],
+)
+def test_a_damaged_checkpoint_is_one_clear_error(file, damage, sentence, train, tmp_path):
+    """Rows 10 and 11."""
+    if file == "last.pt":
+        with pytest.raises(KeyboardInterrupt):
+            stopped(train, "pretrain", at=1)
+    else:
+        train("pretrain" if file == "model.pt" else "lora")
+    [run] = tmp_path.glob("run*")
+    (run / file).write_bytes(damage((run / file).read_bytes()))
+    with pytest.raises(Mistake, match=sentence) as said:
+        if file == "last.pt":
+            train("pretrain", resume=True, out=run)
+        else:
+            checkpoint.load_trained(run, torch.device("cpu"))
+    assert str(run / file) in str(said.value)
+
+
+def test_a_checkpoint_from_a_stranger_cannot_run_code(tmp_path, base, train):
+    """Row 12: with a good checksum too, which a stranger can make."""
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    stored.write(tmp_path / "model.pt", {"config": Evil(), "tokenizer": "bytes", "weights": {}})
+    with pytest.raises(Mistake, match="cannot be read as a checkpoint"):
+        checkpoint.load_model(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        stopped(train, "pretrain", at=1)
+    [run] = tmp_path.glob("run*")
+    contents = stored.read(run / "last.pt", resume.LAST)
+    stored.write(run / "last.pt", {**contents, "told": Evil()})
+    with pytest.raises(Mistake, match="cannot be read as a checkpoint"):
+        train("pretrain", resume=True, out=run)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_nothing_is_ever_unpickled_without_weights_only():
+    """Row 12, in the source."""
+    for path in ROOT.rglob("*.py"):
+        if not {".venv", "tests"} & set(path.relative_to(ROOT).parts):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                assert "torch.load(" not in line or "weights_only=True" in line, path
+                assert "pickle.load" not in line and "hub.load" not in line, path
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run_and_never_replaces_a_good_save(what, method, train, tmp_path, monkeypatch):
+    """Row 14."""
+    log = train_pretrain.Session.log
+
+    def broken(session, step, loss, n_graded, rate, gradient, nll):
+        if step == 3:
+            loss, gradient = (loss * torch.nan, gradient) if what == "loss" else (loss, gradient * torch.inf)
+        return log(session, step, loss, n_graded, rate, gradient, nll)
+
+    monkeypatch.setattr(train_pretrain.Session, "log", broken)
+    with pytest.raises(Mistake, match=r"step 3 has loss .* at learning rate .*: training diverged .*has the last good"):
+        train(method, steps=6, save_every=1)
+    [run] = tmp_path.glob("run*")
+    contents = stored.read(run / "last.pt", resume.LAST)
+    assert contents["step"] == 3 and all(tensor.isfinite().all() for tensor in contents["learns"].values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(train, tmp_path):
+    """Row 14 again: the loss of the step was finite, its update was not."""
+    with pytest.raises(Mistake, match=r"last\.pt is not saved: training diverged"):
+        train("pretrain", steps=3, learning_rate=1e39, weight_decay=1.0, warmup=0.0, save_every=1)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_run_writes_nothing_outside_its_folder_and_the_cache(text, instructions, base, tmp_path):
+    """As a child process sees it that may write nowhere else: everything new is in those two folders."""
+    home, cwd = tmp_path / "home", tmp_path / "cwd"
+    home.mkdir()
+    cwd.mkdir()
+    environment = os.environ | {"HOME": str(home), "TMPDIR": str(tmp_path / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
+    (tmp_path / "tmp").mkdir()
+    environment.pop("FINETUNING_CACHE")
+    flags = ["--text", text, "--init-from", base, "--out", str(tmp_path / "run"), "--steps", "2", "--device", "cpu"]
+    program = [sys.executable, str(ROOT / "train_pretrain.py"), *flags, "--block-size", "64"]
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
+    subprocess.run(program, cwd=cwd, env=environment, check=True, capture_output=True)
+    assert not list(cwd.iterdir()) and not list((tmp_path / "tmp").iterdir())
+    assert [path.relative_to(home).parts[:2] for path in home.rglob("*.uint16")] == [(".cache", "finetuning")]
+    assert {path.relative_to(home).parts[0] for path in home.rglob("*")} <= {".cache"}
+    assert subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout == status
+
+
+def test_an_adapter_on_the_wrong_base_or_rank_is_refused(train, base, tmp_path):
+    """Row 18."""
+    _, adapter = train("lora")
+    _, other = train("pretrain")
+    with pytest.raises(Mistake, match=r"was trained on .*, not on this base: their weights differ"):
+        sample.main(sample.Config(from_=str(other), adapter=str(adapter), prompt="the", device="cpu"))
+    contents = stored.read(adapter / "adapter.pt", checkpoint.ADAPTER)
+    stored.write(adapter / "adapter.pt", {**contents, "config": {**contents["config"], "r": 4}})
+    with pytest.raises(Mistake, match=r"does not fit its base: .* is \(8, 16\) in the adapter, \(4, 16\) in the model"):
+        sample.main(sample.Config(from_=base, adapter=str(adapter), prompt="the", device="cpu"))
+
+
+def test_a_checkpoint_holds_plain_types_and_says_json_of_its_config(train):
+    """What is stored can be read by anybody who has torch: no class of ours, no Path, no numpy."""
+    _, run = train("lora")
+    contents = torch.load(run / "adapter.pt", weights_only=True)
+    json.dumps({name: value for name, value in contents.items() if name != "weights"})
