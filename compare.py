@@ -12,8 +12,11 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import os
 import shutil
+import signal
 import statistics
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +38,7 @@ from model.gpt import GPT
 from run import checkpoint, plot
 from run.config import Mistake, any_character, check, command_line, flag
 from run.device import choose_device
-from run.resume import is_finished
+from run.resume import is_finished, written_settings
 
 
 @dataclass(kw_only=True)
@@ -73,7 +76,7 @@ def main(config: Config) -> dict[str, Any]:
     check_folder(out, config)
     yardsticks = yardsticks_of(config, device)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(settings_of(config), indent=2) + "\n", encoding="utf-8")
+    write_whole(out / "config.json", json.dumps(settings_of(config), indent=2).encode() + b"\n")
 
     runs = [one_seed(config, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]
     results: dict[str, Any] = {
@@ -104,7 +107,7 @@ def check_folder(out: Path, config: Config) -> None:
         raise Mistake(f"{out} holds a comparison already: give another --out, or delete it{way}")
     if config.resume and not begun:
         raise Mistake(f"{out} holds no comparison to go on with: leave out --resume to begin one")
-    before = json.loads((out / "config.json").read_text(encoding="utf-8")) if config.resume else {}
+    before = written_settings(out / "config.json") if config.resume else {}
     for name, value in settings_of(config).items():
         if config.resume and before.get(name) != value:
             raise Mistake(f"{out} began with {flag(name)} {before.get(name)}, and now it is {value}")
@@ -212,9 +215,22 @@ def costs_of(cell: Cell) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def begin_in_own_process() -> None:
+    """Of a process that trains: if this one is killed, it finishes its step, saves and ends."""
+    any_character()
+    parent = multiprocessing.parent_process()
+
+    def leave_with_parent() -> None:
+        if parent:
+            parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
 def in_own_process(main: Any, config: Any) -> dict[str, Any]:
     """main(config) in a fresh process, where nothing that ran before counts as memory."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), any_character) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin_in_own_process) as pool:
         return pool.submit(main, config).result()
 
 

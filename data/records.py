@@ -80,6 +80,8 @@ def _instruction(where: Where, record: Any) -> Instruction:
     values["input"] = "" if record.get("input") is None else _text_of(where, record, "input")
     values |= {key: _text_of(where, record, key) for key in ("task", "split") if key in record}
     chance = record.get("chance", 0.0)
+    if isinstance(chance, str) and re.fullmatch(r"\d*\.?\d+", chance):
+        chance = float(chance)  # a table has texts only
     if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0 <= chance <= 1:  # NaN is not, either
         raise BadRecord(f'{where}: "chance" is {_shown(chance)}, expected a number from 0 to 1')
     return Instruction(**values, chance=chance)
@@ -186,8 +188,12 @@ def read_records(
 
 def kind_of(path: Path) -> str:
     """The suffix by which a file is read, .gz aside. What has none, in an archive, is a table as in a .tsv."""
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    suffix = Path(path.stem).suffix if is_gz(path) else path.suffix
     return ".tsv" if not suffix and in_archive(path) else suffix.lower()
+
+
+def is_gz(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
 def column_map(columns: str, ours: Sequence[str]) -> dict[str, str]:
@@ -266,6 +272,8 @@ def _from_table(path: Path, wanted: dict[str, str], delimiter: str, quoting: Any
                 where, line = f"{path}:{line}", rows.line_num + 1
                 if row and not names:
                     names = [str(n) for n in range(1, len(row) + 1)] if numbered else row
+                    if len(set(names)) < len(names):
+                        raise Mistake(f"{where} names a column twice: {', '.join(names)}")
                     if not numbered:
                         continue
                 if row and len(row) != len(names):
@@ -299,7 +307,7 @@ def opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     except (EOFError, OSError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError) as error:
         if in_archive(path):  # whatever a damaged one, or one with a password, makes the reader raise
             raise Mistake(f"{path.name} cannot be read from {path.parent}: {error}") from None
-        if path.suffix == ".gz" and isinstance(error, EOFError | gzip.BadGzipFile | zlib.error):
+        if is_gz(path) and isinstance(error, EOFError | gzip.BadGzipFile | zlib.error):
             raise Mistake(f"{path} is not a whole .gz file: {error}") from None
         raise
 
@@ -307,7 +315,7 @@ def opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 def _binary(path: Path) -> Any:
     if in_archive(path):
         return zipfile.ZipFile(path.parent).open(path.name)  # read in memory: no member is ever written to disk
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+    return gzip.open(path) if is_gz(path) else open(path, "rb")
 
 
 def _first_bad_byte(path: Path) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import tiktoken
 
 from data.download import bytes_bar, cache_folder, find, made_by_rank_0, sha256_of, write_whole
-from data.records import READERS, Skipped, document, kind_of, opened, read_records
+from data.records import READERS, Skipped, document, is_gz, kind_of, opened, read_records
 from run.config import Mistake
 
 Piece = tuple[str, bool]  # some text, and whether a document ends with it
@@ -76,7 +76,7 @@ def token_file(
     said = cached.with_suffix(".skipped")
     if not (cached.exists() or made_by_rank_0(cached)):
         skipped = Skipped() if skip_bad else None
-        is_plain = all(file.suffix != ".gz" and kind_of(file) not in READERS for file in files)
+        is_plain = all(not is_gz(file) and kind_of(file) not in READERS for file in files)
         total = sum(file.stat().st_size for file in files) if is_plain else None  # bytes of text, where known
         cached.parent.mkdir(parents=True, exist_ok=True)
         unfinished = cached.with_suffix(f".{os.getpid()}")

@@ -7,9 +7,11 @@ how far the run was. The order of the data needs no more than the seed and the s
 import csv
 import dataclasses
 import io
+import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,8 @@ from run import checkpoint, ranks, stored
 from run.config import Mistake, flag
 
 LAST = ("step", "config", "data", "base", "learns", "optimizer", "scaler", "random", "told")
-FREE = (
-    "out",
-    "resume",
-    "save_every",
-    "save_minutes",
-    "shard",
-)  # fields of a config that may change: no step depends on them
+# fields of a config that may change: no step depends on them
+FREE = ("out", "resume", "save_every", "save_minutes", "shard", "show_batch")
 
 
 def check_folder(out: Path, resume: bool) -> None:
@@ -40,15 +37,19 @@ def check_folder(out: Path, resume: bool) -> None:
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise Mistake(f"{out} cannot be written, since {there} cannot: give another --out")
-    begun = any((out / name).exists() for name in ("config.json", "model.pt", "adapter.pt"))
+    trained = next((name for name in ("model.pt", "adapter.pt") if (out / name).exists()), "")
+    begun = (out / "config.json").exists() or (out / "last.pt").exists()
     finished = is_finished(out)
-    if begun and not resume:
+    if (begun or trained) and not resume:
         way = "" if finished else "; or --resume to go on with it"
         raise Mistake(f"{out} holds a run already: give another --out, or delete it{way}")
     if resume and not begun:
         raise Mistake(f"{out} holds no run to go on with: leave out --resume to begin one")
     if resume and finished:
+        (out / "last.pt").unlink(missing_ok=True)
         raise Mistake(f"{out} is finished: to train it further, begin another run with --init-from {out}")
+    if resume and trained and not (out / "last.pt").exists():
+        raise Mistake(f"{out} holds {trained}, but not the last.pt to go on from: give another --out")
 
 
 def is_finished(out: Path) -> bool:
@@ -70,26 +71,29 @@ class Saves:
         self.model, self.tokenizer, self.data = model, tokenizer, batches.fingerprint()
         self.is_lora = not all(parameter.requires_grad for parameter in model.parameters())
         self.base = checkpoint.sha256_of_base(model) if self.is_lora else ""
-        if self.config.resume and (self.out / "last.pt").is_file():  # else it was killed before it saved anything
+        if self.config.resume and not (self.out / "last.pt").is_file():  # it was killed before it saved anything
+            self._refuse_changes(written_settings(self.out / "config.json"))
+        elif self.config.resume:
             self.state = stored.read(self.out / "last.pt", LAST)
-            self._refuse_changes()
+            self._refuse_changes(self.state["config"])
             self.told = self.state["told"]
+            own = learning(model)
+            shapes = [{name: tensor.shape for name, tensor in learns.items()} for learns in (own, self.state["learns"])]
+            if self.state["data"] != self.data:
+                raise Mistake(f"{self.out} began with other data: its file has changed since, or how it is read")
+            if self.state["base"] != self.base or shapes[0] != shapes[1]:
+                raise Mistake(f"{self.out} began with another base: the one of --init-from has changed since")
             with torch.no_grad():
-                for name, parameter in learning(model).items():
+                for name, parameter in own.items():
                     parameter.copy_(self.state["learns"][name])
 
-    def _refuse_changes(self) -> None:
-        before, now = self.state["config"], settings(self.config)
-        for name in now.keys() | before.keys():
-            if before.get(name) != now.get(name):
+    def _refuse_changes(self, before: dict[str, Any]) -> None:
+        for name, value in settings(self.config).items():
+            if before.get(name, value) != value:
                 raise Mistake(
-                    f"{self.out} began with {flag(name)} {before.get(name)}, and now it is {now.get(name)}: "
+                    f"{self.out} began with {flag(name)} {before[name]}, and now it is {value}: "
                     "a run is resumed as it began"
                 )
-        if self.state["data"] != self.data:
-            raise Mistake(f"{self.out} began with other data: its file has changed since, or how it is read")
-        if self.state["base"] != self.base:
-            raise Mistake(f"{self.out} began with another base: the one of --init-from has changed since")
 
     def bring_back(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
         """The rest of what was saved. Returns how many steps are done."""
@@ -111,7 +115,8 @@ class Saves:
         """Writes last.pt every so many steps and minutes, and when the run is asked to stop. All ranks call it."""
         every, minutes = self.config.save_every, self.config.save_minutes
         late = minutes > 0 and time.perf_counter() - self.saved_at > 60 * minutes
-        if stop or ranks.highest([late])[0] or (every and done % every == 0):
+        by_steps = (every and done % every == 0) or done == self.config.steps  # what follows may fail, too
+        if stop or by_steps or ranks.highest([late])[0]:
             self.last(done)
             self.saved_at = time.perf_counter()
 
@@ -127,11 +132,12 @@ class Saves:
             checkpoint.refuse_if_not_finite(learns, path)
             how = (done, settings(self.config), self.data, self.base)
             values = (*how, learns, state, self.scaler.state_dict(), random, self.told)
+            stored.bring_to_disk(self.out / "metrics.csv")
             stored.write(path, dict(zip(LAST, values, strict=True)))
 
     def if_best(self, held_out_nll: float | None) -> None:
         """With --keep-best, saves the model in OUT/best, a run folder too, if it predicts held-out data best so far."""
-        if not self.config.keep_best or held_out_nll is None or held_out_nll >= self.told["best"]:
+        if not self.config.keep_best or held_out_nll is None or not held_out_nll < self.told["best"]:
             return
         self.told["best"] = held_out_nll
         if self.is_lora:
@@ -143,6 +149,15 @@ class Saves:
 def settings(config: Any) -> dict[str, Any]:
     """The fields of a config on which a step may depend."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+
+
+def written_settings(path: Path) -> dict[str, Any]:
+    """Those of a config.json; but for the precision, which is the one that was taken."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        return {name: value for name, value in before.items() if name not in (*FREE, "precision")}
+    except (ValueError, AttributeError) as error:
+        raise Mistake(f"{path} cannot be read: {error}; begin anew in another --out") from None
 
 
 def learning(model: nn.Module) -> dict[str, Tensor]:
@@ -162,10 +177,13 @@ def put_random(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def cut_metrics(path: Path, steps: int) -> str:
+def cut_metrics(path: Path, heading: Sequence[str], steps: int) -> str:
     """The rows of metrics.csv of the first so many steps: the later ones will be done again."""
-    heading, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
-    kept = [row for row in rows if len(row) == len(heading) and row[0].isdecimal() and int(row[0]) < steps]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([heading, *kept])
-    return text.getvalue()
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    rows = [row for row in csv.reader(text.replace("\0", "").splitlines()) if len(row) == len(heading)]
+    kept = [row for row in rows if row[0].isdecimal() and int(row[0]) < steps]
+    if len(kept) < steps:
+        print(f"{path} lacks the rows of {steps - len(kept):,} steps: they were lost, but the model was not")
+    whole = io.StringIO()
+    csv.writer(whole, lineterminator="\n").writerows([heading, *kept])
+    return whole.getvalue()

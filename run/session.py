@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import Batches
+from data.download import write_whole
 from model.gpt import GPT
-from run import ranks, stored
+from run import ranks, show, stored
 from run.config import NEW_MODEL, Mistake, check
 from run.device import NAMES, choose_device, peak_mb, tell_how
 from run.resume import Saves, check_folder, cut_metrics
@@ -47,7 +48,11 @@ class Session:
 
     def begin(self, model: GPT, batches: Batches, tokenizer: tiktoken.Encoding) -> None:
         """Opens the run folder, now that everything is there to run, tells the model where and how to compute, and
-        prints what learns, for how long and in which precision. With --resume, what learns is brought back."""
+        prints what learns, for how long and in which precision. With --resume, what learns is brought back; with
+        --show-batch, that is all."""
+        if self.config.show_batch:
+            print(show.batch(batches.of_step(0)[0], tokenizer), show.what_learns(model), sep="\n\n")
+            raise SystemExit(0)
         why = tell_how(model, self.config, self.device)
         self.saves.begin(model, batches, tokenizer)
         self.told = self.saves.told
@@ -74,16 +79,16 @@ class Session:
         self.write("config.json", json.dumps(settings, indent=2) + "\n")
         rows = ",".join(COLUMNS) + "\n"
         if self.saves.state and self.rank == 0:
-            rows = cut_metrics(self.out / "metrics.csv", self.saves.state["step"])
+            rows = cut_metrics(self.out / "metrics.csv", COLUMNS, self.saves.state["step"])
         self.write("metrics.csv", rows)
         if self.rank == 0:
             stored.clean(self.out)
 
     def write(self, name: str, text: str, mode: str = "w") -> None:
         """Writes, or with mode "a" adds to, a file of the run folder; of several ranks the first alone."""
-        if self.rank == 0:
-            if mode == "w":
-                self.out.mkdir(parents=True, exist_ok=True)
+        if self.rank == 0 and mode == "w":
+            write_whole(self.out / name, text.encode())
+        elif self.rank == 0:
             with open(self.out / name, mode, encoding="utf-8") as file:
                 file.write(text)
 
@@ -154,6 +159,7 @@ class Session:
     def finish(self, held_out_nll: float, sample: str, checkpoint_bytes: int) -> dict[str, Any]:
         """Prints and keeps what came out: sample.txt, the last row of metrics.csv, the costs. Returns the numbers."""
         ranks.mean(0)  # all ranks are done
+        self.saves.if_best(held_out_nll)
         self._row(self.config.steps, None, held_out_nll, None, None)
         print(sample)
         seconds, best = self.told["seconds"], self.told["best"]

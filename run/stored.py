@@ -15,6 +15,7 @@ import torch
 
 from run.config import Mistake
 
+CHECKED: dict[tuple[str, int, int], str] = {}  # sha256 of files that this process has read: path, size, time
 DIGEST = 64  # letters of a sha256; the two bytes before a zip's comment are its length
 
 
@@ -24,7 +25,7 @@ def write(path: Path, contents: dict[str, Any]) -> int:
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         with open(unfinished, "w+b") as file:
-            _save(contents, file, path)
+            _save(contents, file)
             file.seek(-2, os.SEEK_END)
             file.truncate()
             digest = _sha256(file, file.tell())
@@ -32,20 +33,32 @@ def write(path: Path, contents: dict[str, Any]) -> int:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+        bring_to_disk(path.parent)  # the new name, too
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
+    finally:
         unfinished.unlink(missing_ok=True)
-        raise
     return path.stat().st_size
 
 
-def _save(contents: dict[str, Any], file: Any, path: Path) -> None:
-    """torch.save, which hides behind an error of its own what the disk has said."""
+def _save(contents: dict[str, Any], file: Any) -> None:
+    """torch.save, which hides behind an error of its own what the disk, or a signal, has said."""
     try:
         torch.save(contents, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from None
+        if isinstance(error.__context__, OSError | KeyboardInterrupt | SystemExit):
+            raise error.__context__ from None
         raise
+
+
+def bring_to_disk(path: Path) -> None:
+    """fsync of a file, or of a folder where the system has that, by its name."""
+    if path.is_file() or os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read(path: Path, keys: tuple[str, ...], device: str = "cpu") -> dict[str, Any]:
@@ -56,9 +69,12 @@ def read(path: Path, keys: tuple[str, ...], device: str = "cpu") -> dict[str, An
             if not start.startswith(b"PK"):
                 raise Mistake(f"{path} cannot be read as a checkpoint: it {_looks_like(start, size)}")
             end = max(0, size - DIGEST - 2)
-            digest = _sha256(file, end)
+            known_as = (str(path.resolve()), size, path.stat().st_mtime_ns)
+            digest = CHECKED.get(known_as) or _sha256(file, end)
+            file.seek(end)
             if file.read() != struct.pack("<H", DIGEST) + digest.encode():
                 raise Mistake(f"{path} is damaged: it does not have the checksum at its end; take another copy")
+            CHECKED[known_as] = digest
             file.seek(0)
             contents = torch.load(file, map_location=device, weights_only=True)
     except (Mistake, OSError):

@@ -19,6 +19,7 @@ from conftest import metrics, weights
 import compare
 import sample
 import train_pretrain
+import train_sft
 from data.examples import from_instructions
 from evaluate import token_nll
 from run import checkpoint, resume, stored
@@ -166,6 +167,116 @@ def stopped(train, method, at, **settings):
         return train(method, **settings)
 
 
+def interrupted_in_the_last_evaluation(train, method, **settings):
+    calls, judge = [], train_sft.token_nll
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return judge(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_sft, "token_nll", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(method, **settings)
+
+
+def test_what_fails_after_the_last_step_costs_no_step(train, tmp_path, monkeypatch):
+    """An interrupt in the last evaluation, a full disk at model.pt, a kill between model.pt and sample.txt."""
+    _, whole = train("sft", steps=3)
+    interrupted_in_the_last_evaluation(train, "sft", steps=3)
+    [run] = [path for path in tmp_path.glob("run*") if path != whole]
+    (run / "model.pt").write_bytes(b"half a model")
+    step = train_sft.Session.log
+    monkeypatch.setattr(train_sft.Session, "log", lambda *args: pytest.fail("it trains again"))
+    train("sft", steps=3, resume=True, out=run)
+    assert files(run) == files(whole)
+    monkeypatch.setattr(train_sft.Session, "log", step)
+    (run / "sample.txt").unlink()
+    with pytest.raises(Mistake, match=r"holds model\.pt, but not the last\.pt to go on from: give another --out"):
+        train("sft", steps=3, resume=True, out=run)
+
+
+@pytest.mark.parametrize("damage", [b"", None, b"\xff\xfe\0\0", b"step,loss\n0,1\n"])
+def test_a_damaged_metrics_file_costs_its_rows_and_not_the_run(damage, train, tmp_path, capsys):
+    _, whole = train("sft", steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        stopped(train, "sft", at=2, steps=4)
+    [run] = [path for path in tmp_path.glob("run*") if path != whole]
+    (run / "metrics.csv").unlink()
+    if damage is not None:
+        (run / "metrics.csv").write_bytes(damage)
+    train("sft", steps=4, resume=True, out=run)
+    assert "lacks the rows of 2 steps" in capsys.readouterr().out
+    assert metrics(run, "step") == ["2", "3"]
+    assert (run / "model.pt").read_bytes() == (whole / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit(143)])
+def test_a_signal_in_the_midst_of_a_save_is_that_signal_and_leaves_the_old_file(raised, tmp_path, monkeypatch):
+    stored.write(tmp_path / "last.pt", {"n": 1})
+    save = torch.save
+
+    class Slow:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, piece):
+            raise raised
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(torch, "save", lambda contents, file: save(contents, Slow(file)))
+    with pytest.raises(type(raised) if isinstance(raised, BaseException) else raised):
+        stored.write(tmp_path / "last.pt", {"n": 2})
+    assert stored.read(tmp_path / "last.pt", ("n",)) == {"n": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_resumed_run_in_fp16_goes_on_with_the_scale_that_it_had(train, tmp_path):
+    """Row 7: the loss scale falls in the first, overflowing steps; beginning anew with 65,536 would differ."""
+    how = {"steps": 6, "precision": "fp16", "learning_rate": 1e-3}
+    _, whole = train("sft", **how)
+    with pytest.raises(KeyboardInterrupt):
+        stopped(train, "sft", at=4, **how)
+    [run] = [path for path in tmp_path.glob("run*") if path != whole]
+    contents = stored.read(run / "last.pt", resume.LAST)
+    assert contents["scaler"]["_growth_tracker"] > 0
+    train("sft", **how, resume=True, out=run)
+    assert files(run) == files(whole)
+
+
+def test_a_comparison_that_is_killed_takes_its_training_with_it_saved(tmp_path):
+    """Row 32: else two processes would train into one folder after --resume."""
+    import multiprocessing
+
+    program = (
+        "import sys, time, compare, train_sft\n"
+        "if __name__ == '__main__':\n"
+        "    how = dict(instructions='data/builtin/instructions.json', init_from='data/builtin/base', device='cpu')\n"
+        "    config = train_sft.Config(out=sys.argv[1], steps=100_000, batch_size=4, held_out=0.001, **how)\n"
+        "    compare.in_own_process(train_sft.main, config)\n"
+    )
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = tmp_path / "run"
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "program.py"), str(run)], cwd=ROOT, env=environment)
+    while not (run / "metrics.csv").exists() or metrics_rows(run) < 3:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    for _ in range(200):
+        if (run / "last.pt").exists():
+            break
+        time.sleep(0.1)
+    time.sleep(1)
+    rows = metrics_rows(run)
+    assert stored.read(run / "last.pt", resume.LAST)["step"] == rows
+    time.sleep(0.5)
+    assert metrics_rows(run) == rows and multiprocessing.active_children() == []
+
+
 HARD = {"steps": 7, "dropout": 0.2, "micro_batches": 3, "batch_size": 2, "eval_every": 2, "weight_decay": 0.1}
 
 
@@ -203,7 +314,9 @@ def test_a_run_killed_before_it_saved_anything_begins_anew(train, tmp_path, caps
     _, whole = train("pretrain")
     run = tmp_path / "killed"
     run.mkdir()
-    (run / "config.json").write_text("{}")
+    (run / "config.json").write_bytes((whole / "config.json").read_bytes())
+    with pytest.raises(Mistake, match="began with --seed 0, and now it is 5"):
+        train("pretrain", resume=True, out=run, seed=5)
     train("pretrain", resume=True, out=run)
     assert "nothing was saved, begins anew" in capsys.readouterr().out
     assert files(run) == files(whole)
@@ -225,6 +338,7 @@ def test_another_config_other_data_and_another_base_are_refused_by_name(train, t
         ({"r": 4}, "began with --r 8, and now it is 4"),
         ({"seed": 1}, "began with --seed 0, and now it is 1"),
         ({"text": str(other)}, "began with --text"),
+        ({"targets": "q_proj"}, "began with --targets"),
     ]:
         with pytest.raises(Mistake, match=sentence):
             train("lora", resume=True, out=run, **{"steps": 4, **change})
@@ -255,11 +369,13 @@ def test_a_save_is_due_by_steps_and_by_minutes(train, monkeypatch):
     train("sft", steps=7, save_every=3)
     train("sft", steps=3, save_every=0, save_minutes=1e-9)
     train("sft", steps=3, save_every=0, save_minutes=0)
-    assert saved == [3, 6, 1, 2, 3]
+    assert saved == [3, 6, 7, 1, 2, 3, 3], "and after the last step"
 
 
 def test_the_best_model_is_the_one_of_the_lowest_held_out_loss(train, instructions):
-    """A rate that is far too high: the model gets worse in the end, and one before it is kept."""
+    """A rate that is far too high: the model gets worse in the end, and one before it is kept; else the last one is."""
+    _, better = train("sft", steps=3, eval_every=2, learning_rate=1e-3, keep_best=True)
+    assert (better / "best" / "model.pt").read_bytes() == (better / "model.pt").read_bytes()
     _, run = train("sft", steps=6, eval_every=1, learning_rate=0.3, keep_best=True)
     losses = [float(value) for value in metrics(run, "held_out_nll")]
     assert min(losses) < losses[-1]

@@ -371,3 +371,14 @@ def test_a_real_text_has_the_ids_that_it_has_in_one_piece():
     assert find(path, "text") == (path, "")
     assert token_file(path, BYTES).tolist() == [*path.read_bytes(), BYTES.eot_token]
     assert "".join(text for text, _ in pieces_of(path)) == path.read_text(encoding="utf-8")
+
+
+def test_a_table_can_say_the_chance_and_names_no_column_twice(tmp_path):
+    path = tmp_path / "one.CSV"
+    path.write_text("instruction,output,chance\nIs it?,yes,0.5\n", encoding="utf-8")
+    assert read_instructions(path)[0].chance == 0.5
+    (tmp_path / "ONE.CSV.GZ").write_bytes(gzip.compress(path.read_bytes()))
+    assert read_instructions(tmp_path / "ONE.CSV.GZ") == read_instructions(path)
+    path.write_text("instruction,output,output\na,b,c\n", encoding="utf-8")
+    with pytest.raises(Mistake, match=r"one\.CSV:1 names a column twice: instruction, output, output"):
+        read_instructions(path)

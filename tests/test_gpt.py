@@ -57,8 +57,10 @@ def test_attention_with_a_mask_of_its_own_is_the_same_written_out():
     torch.testing.assert_close(*both)
 
 
-def test_logits_equal_transformers_gpt2_with_the_same_random_weights():
-    """Trap 14. Weights are drawn large: at GPT-2's own scale erf- and tanh-GELU differ too little to be told apart."""
+@pytest.mark.parametrize("embeddings", [0.3, 0.02])
+def test_logits_equal_transformers_gpt2_with_the_same_random_weights(embeddings):
+    """Trap 14. Weights are drawn large: at GPT-2's own scale erf- and tanh-GELU differ too little to be told apart. Of
+    embeddings so large LayerNorm's epsilon is no part that matters; of those at GPT-2's own scale it is."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     theirs = transformers.GPT2LMHeadModel(
@@ -66,6 +68,8 @@ def test_logits_equal_transformers_gpt2_with_the_same_random_weights():
     ).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    for embedding in (theirs.transformer.wte, theirs.transformer.wpe):
+        torch.nn.init.normal_(embedding.weight, std=embeddings)
     ours = GPT(GPTConfig(vocab_size=61, block_size=16, n_layer=2, n_head=2, n_embd=12))
     ours.load_state_dict(from_transformers(theirs.transformer.state_dict()))
     tokens = torch.randint(61, (4, 16))

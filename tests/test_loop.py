@@ -73,7 +73,7 @@ def optimizers(monkeypatch):
 
         def step(self):
             self.rates.append([group["lr"] for group in self.param_groups])
-            gradients = [p.grad for group in self.param_groups for p in group["params"]]
+            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
             self.norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
             super().step()
 

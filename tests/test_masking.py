@@ -176,3 +176,37 @@ def test_sft_with_the_prompt_graded_too_is_the_language_model_loss(train, instru
     assert metrics(sft, "grad_norm") == metrics(pretraining, "grad_norm")
     assert metrics(lora, "graded_tokens") == metrics(pretraining, "graded_tokens")[:1]
     assert all(torch.equal(tensor, weights(sft)[name]) for name, tensor in weights(pretraining).items())
+
+
+# ---- --show-batch ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["pretrain", "sft", "lora", "lora_sft"])
+def test_show_batch_shows_what_the_loss_sees_and_trains_nothing(method, train, capsys, tmp_path):
+    """The graded targets it shows decode to the response and its end-of-text, or to all of a text."""
+    with pytest.raises(SystemExit) as done:
+        train(method, show_batch=True, batch_size=2)
+    said = capsys.readouterr().out
+    assert done.value.code == 0 and not list(tmp_path.iterdir()), "nothing is written"
+    rows = [line for line in said.split("row 1:")[0].splitlines() if " -> " in line and "input" not in line]
+    graded = [line for line in rows if line.endswith("graded")]
+    assert "\033" not in said, "no colour where there is no terminal"
+    if "sft" in method:
+        assert "'#'" in rows[0] and rows[0].endswith("-"), "the prompt is read, not graded"
+        assert "'<|endoftext|>'" in graded[-1] and rows[-1] is graded[-1]
+    else:
+        assert graded == rows
+    learns, frozen = said.split("learns: ")[1].split("frozen: ")
+    assert ("lora_A" in learns) == ("lora" in method) and ("wte.weight" in frozen) == ("lora" in method)
+
+
+def test_show_batch_is_in_colour_in_a_terminal_unless_it_is_asked_not_to_be(monkeypatch):
+    from run import show
+
+    batch = collate([Example(np.array([65, 66, 67, 256]), np.array([False, False, True, True]))])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = show.batch(batch, load_tokenizer("bytes"))
+    assert coloured.count(show.GREEN) == 2 and coloured.count(show.GREY) == 1
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert show.GREEN not in show.batch(batch, load_tokenizer("bytes"))

@@ -1,0 +1,262 @@
+"""The three training scripts side by side, as one page to read, project or print: every line, and why it differs.
+
+    python -m notebooks.side_by_side [--out FILE]
+
+The page is made from the scripts as they are, and from CONCEPTS, which tests/test_side_by_side.py holds them to. It
+needs no server and no network: its style and its script are in it. Colours are by Pygments, a package of the tests.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from run.config import Mistake, command_line
+
+HERE = Path(__file__).parent
+SCRIPTS = ("train_pretrain.py", "train_sft.py", "train_lora.py")
+VIEWS = {  # which scripts, by their place in SCRIPTS, and what their difference is about
+    "012": "all three",
+    "01": "pretraining and SFT: what is graded",
+    "12": "SFT and LoRA: what learns",
+    "02": "pretraining and LoRA: both",
+}
+FOLDED = 8  # lines at least that are the same in all scripts, one after another, to be folded away at first
+SAME = '<p class="same">The same to the byte in all three.</p>'
+MARK = '<meta name="generator" content="notebooks.side_by_side">'  # by which a page is known
+
+# What a line that differs may be about: concept -> {pattern of such a line: why it differs}. A line that has no reason
+# here is noise, and a line that has two is not understood: both fail tests/test_side_by_side.py.
+CONCEPTS = {
+    "which method it is": {
+        r'^"""(Pretraining|Instruction tuning|LoRA)\b': "What is graded and what learns: the method in a sentence.",
+        r"^python train_\w+\.py ": "What it needs: a text or instructions, and a model to start from or none.",
+    },
+    "what is graded": {
+        r"^(text|instructions): str": "Data of two kinds: a text is graded everywhere, an instruction in its response.",
+        r"^if config\.text:$|^else: # graded": "LoRA has no say in what is graded: it takes data of either kind.",
+        r"^# graded: every|\.from_text\(": "Every token counts: a mask of ones.",
+        r"^# graded: the response|\.from_instructions\(": "The prompt is read, but not graded: there the mask is "
+        "false, and the loop, the same as ever, computes the loss where it is true.",
+        r"grade_prompt": "Takes the mask off again, to see what it is worth. Graded everywhere, SFT is pretraining.",
+    },
+    "what learns": {
+        r"^from .* import apply_lora$": "The LoRA layer, written by hand: model/lora.py.",
+        r"^(r|alpha|lora_dropout|targets): ": "How wide the path beside a layer is, how much it counts, how much of "
+        "its input is dropped, and which layers have one.",
+        r"\.requires_grad_\(True\)": "Every parameter learns.",
+        r"^apply_lora\(": "The model is frozen, and beside its layers runs a thin path, h = W0 x + (alpha / r) B A x "
+        "(Hu et al. 2021, eq. 3): only A and B learn. B starts at zero, so the first step starts from the base.",
+    },
+    "where it starts": {
+        r"import (load_tokenizer|GPT, GPTConfig)$": "Only pretraining may start from nothing: it chooses a tokenizer "
+        "and builds a model.",
+        r"^init_from: ": "Pretraining may start from random weights; finetuning needs something to start from.",
+        r"^(tokenizer|n_layer|n_head|n_embd): ": "The shape and the tokenizer of a new model. A model that is there "
+        "has its own.",
+        r"\btokenizer_of\(": "A model that is there brings its tokenizer; for a new one it is chosen.",
+        r"^if config\.init_from:$|\bshape = |\bGPT\(": "A model that is there is loaded; a new one is built, with "
+        "random weights.",
+    },
+    "how fast": {
+        r"^learning_rate: ": "Trained weights bear small steps only, new ones larger, and A and B the largest.",
+        r"^weight_decay: ": "A and B pulled to zero would be the base again: LoRA's default is not to pull.",
+    },
+    "how rows are filled": {
+        r"^pack: |config\.pack": "A text fills its rows. Instructions are short: several may share a row, kept apart.",
+    },
+    "what is saved": {
+        r"\.save_(model|adapter)\(": "The whole model; of LoRA A and B alone, with the name of the base they need.",
+    },
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Config:
+    out: str = "side_by_side.html"  # file to write the page to
+
+
+def main(config: Config) -> None:
+    out = Path(config.out)
+    if out.is_file() and MARK not in out.read_text(encoding="utf-8", errors="replace"):
+        raise Mistake(f"{out} is there already, and is not such a page: give another --out")
+    text = page([(HERE.parent / script).read_text(encoding="utf-8") for script in SCRIPTS])
+    out.write_text(text, encoding="utf-8", newline="\n")
+    print(f"Page: {out} ({len(text.encode()) // 1000} kB). It opens in any browser.")
+
+
+def normalised(line: str) -> str:
+    """A line as `diff -w` compares it. (A line moved to the right is the same line.)"""
+    return " ".join(line.split())
+
+
+def reasons(lines: Sequence[str], n: int) -> list[tuple[str, str]]:
+    """(concept, why) for line n of normalised lines; an else is about what follows it."""
+    text = f"{lines[n]} {lines[n + 1]}" if lines[n] == "else:" else lines[n]
+    return [
+        (concept, why)
+        for concept, patterns in CONCEPTS.items()
+        for pattern, why in patterns.items()
+        if re.search(pattern, text)
+    ]
+
+
+Numbers = dict[int, int]  # of the lines that stand in a row, by script: {0: 12, 2: 13}
+
+
+class Row(NamedTuple):
+    numbers: Numbers
+    why: tuple[tuple[str, str], ...]  # (concept, sentence) of its lines; of a row that is the same in all, none
+    differs: str  # the views in which it differs, like "012 12"
+
+
+def rows(scripts: Sequence[Sequence[str]]) -> Iterator[Row]:
+    """The lines of all scripts, blank ones included, in an order in which each script reads from top to bottom."""
+    text = [[normalised(line) for line in script] for script in scripts]
+    for numbers in abreast(align(text), text):
+        blank = {s: next(i for i in range(n + 1) if i == n or text[s][n - i - 1]) for s, n in numbers.items()}
+        for i in range(max(blank.values()), 0, -1):  # so many blank lines are above it in each script
+            yield Row({s: n - i for s, n in numbers.items() if i <= blank[s]}, (), "")
+        said = {s: text[s][n] for s, n in numbers.items()}
+        differs = " ".join(view for view in VIEWS if len({said.get(int(s)) for s in view}) > 1)
+        why = dict.fromkeys(reason for s, n in numbers.items() for reason in reasons(text[s], n)) if differs else ()
+        yield Row(numbers, tuple(why), differs)
+
+
+def first(row: Numbers, text: Sequence[Sequence[str]]) -> str:
+    """The line of the first script that has one in the row."""
+    return text[min(row)][row[min(row)]]
+
+
+def align(text: Sequence[Sequence[str]]) -> list[Numbers]:
+    """One script after another is laid over those before: equal lines become one row, others stay by themselves."""
+    merged: list[Numbers] = []
+    for s, lines in enumerate(text):
+        new = [n for n, line in enumerate(lines) if line]
+        old = [first(row, text) for row in merged]
+        matcher = difflib.SequenceMatcher(None, old, [lines[n] for n in new], autojunk=False)
+        longer = []
+        for tag, i1, i2, j1, j2 in matcher.get_opcodes():
+            if tag == "equal":
+                longer += [{**row, s: n} for row, n in zip(merged[i1:i2], new[j1:j2], strict=True)]
+            else:
+                longer += merged[i1:i2] + [{s: n} for n in new[j1:j2]]
+        merged = longer
+    return merged
+
+
+def abreast(merged: list[Numbers], text: Sequence[Sequence[str]]) -> list[Numbers]:
+    """Lines that differ share a row when they say the same thing in other words: they begin alike (a field and its
+    other default), or follow each other and are about one concept."""
+
+    def beginning(row: Numbers) -> str:
+        return re.findall(r'^(?:"""|python|[\w,. ]+|.*)', first(row, text))[0]
+
+    def concepts(row: Numbers) -> list[str]:
+        return [concept for concept, _ in reasons(text[min(row)], row[min(row)])]
+
+    for same in (beginning, concepts):
+        done: list[Numbers] = []
+        for row in merged:
+            free = []  # rows above that it can join without passing a line of its own script
+            for above in reversed(done if same is beginning else done[-1:]):
+                if above.keys() & row.keys():
+                    break
+                free.append(above)
+            alike = [above for above in free if same(above) == same(row)]
+            if alike:
+                alike[0].update(row)
+            else:
+                done.append(dict(row))
+        merged = done
+    return merged
+
+
+def coloured(source: str) -> list[str]:
+    """The lines of a script as HTML, in the classes of Pygments; a long line may break after a bracket."""
+    try:
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import PythonLexer
+    except ImportError as error:
+        raise Mistake("the page is coloured by Pygments: pip install -r requirements-dev.txt") from error
+    html = highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
+    return html.replace('<span class="p">(</span>', '<span class="p">(</span><wbr>').splitlines()
+
+
+def page(sources: Sequence[str]) -> str:
+    scripts, html = [source.splitlines() for source in sources], [coloured(source) for source in sources]
+    parts: list[tuple[str, list[Row]]] = [("what it is", [])]
+    for row in rows(scripts):
+        heading = re.match(r"    # (\d\. .+)|@dataclass", first(row.numbers, scripts))
+        if heading:
+            parts.append((heading[1] or "settings", []))
+        parts[-1][1].append(row)
+    links = "".join(f'<li><a href="#{slug(title)}">{escape(title)}</a></li>' for title, _ in parts)
+    views = "".join(
+        f'<label><input type="radio" name="view" value="{view}"{" checked" * (view == "012")}> {what}</label>'
+        for view, what in VIEWS.items()
+    )
+    legend = "".join(f'<li class="concept {slug(concept)}">{concept}</li>' for concept in CONCEPTS)
+    blanks = {
+        "STYLE": (HERE / "side_by_side.css").read_text(encoding="utf-8"),
+        "SCRIPT": (HERE / "side_by_side.js").read_text(encoding="utf-8"),
+        "LINKS": links,
+        "VIEWS": views,
+        "LEGEND": legend,
+        "PARTS": "\n".join(section(title, part, html) for title, part in parts),
+    }
+    frame = (HERE / "side_by_side.html").read_text(encoding="utf-8")
+    return re.sub(r"\{([A-Z]+)\}", lambda blank: blanks[blank[1]], frame)
+
+
+def section(title: str, part: Sequence[Row], html: Sequence[Sequence[str]]) -> str:
+    """A step as a table: a column a script, a group of rows a difference, or a stretch that is the same in all."""
+    name = slug(title)
+    head = "".join(f'<th scope="col" data-script="{s}">{script}</th>' for s, script in enumerate(SCRIPTS))
+    groups = [group(f"{name}-{n}", list(of), html) for n, (_, of) in enumerate(groupby(part, lambda row: row[1:]))]
+    to_the_byte = all(len({html[s][row.numbers[s]] if s in row.numbers else "" for s in range(3)}) == 1 for row in part)
+    return (
+        f'<section aria-labelledby="{name}"><h2 id="{name}" tabindex="-1">{escape(title)}</h2>\n'
+        f"{SAME if to_the_byte else ''}"
+        f"<table><thead><tr>{head}</tr></thead>\n{''.join(groups)}</table></section>"
+    )
+
+
+def group(name: str, of: Sequence[Row], html: Sequence[Sequence[str]]) -> str:
+    lines = "".join(f"<tr>{''.join(cell(row, s, html[s]) for s in range(len(SCRIPTS)))}</tr>\n" for row in of)
+    if of[0].differs:
+        concept = of[0].why[0][0] if of[0].why else "not explained"
+        why = " ".join(escape(sentence) for _, sentence in of[0].why)
+        note = f'<a class="concept" id="{name}" href="#{name}">{concept}</a> {why}'
+        return (
+            f'<tbody class="differs {slug(concept)}" data-differs="{of[0].differs}">'
+            f'<tr class="why"><th colspan="3" scope="rowgroup">{note}</th></tr>\n{lines}</tbody>\n'
+        )
+    if len(of) < FOLDED:
+        return f"<tbody>{lines}</tbody>\n"
+    button = (
+        f'<button type="button" aria-expanded="true" aria-controls="{name}">{len(of)} lines, the same in all</button>'
+    )
+    return f'<tbody class="fold"><tr><th colspan="3">{button}</th></tr></tbody>\n<tbody id="{name}">{lines}</tbody>\n'
+
+
+def cell(row: Row, s: int, html: Sequence[str]) -> str:
+    if s not in row.numbers:
+        return f'<td data-script="{s}"></td>'
+    line = html[row.numbers[s]]
+    text = re.sub(r"<[^>]*>", "", line)
+    indent = len(text) - len(text.lstrip())
+    return f'<td data-script="{s}" data-line="{row.numbers[s] + 1}"><code style="--indent: {indent}">{line}</code></td>'
+
+
+def slug(title: str) -> str:
+    return re.sub(r"\W+", "-", title)
+
+
+if __name__ == "__main__":
+    command_line(main, Config)
