@@ -4,9 +4,11 @@ python evaluate.py --from RUN --text FILE
 python evaluate.py --from RUN --adapter RUN --instructions FILE
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import tiktoken
@@ -159,12 +161,22 @@ def main(config: Config) -> None:
     if len(split(config.adapter)) > 1:
         raise Mistake(f"--adapter names several: {config.adapter}; judge them one after another")
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
+    warn_of_training_data(config)
     how = (tokenizer, model.config.block_size, config.held_out, config.columns, config.skip_bad_records)
     examples = from_text(config.text, *how)[1] if config.text else from_instructions(config.instructions, *how)[1]
     nll = token_nll(model, examples, config.batch_size)
     print(f"NLL {nll:.4f} nats a token, perplexity {perplexity(nll):.2f}, over {len(examples):,} examples")
     if config.instructions:
         print(f"exact match {exact_match(model, tokenizer, examples, config.batch_size):.1%}")
+
+
+def warn_of_training_data(config: Config) -> None:
+    """A run has learned from what it did not hold out of the same file."""
+    file = Path(config.adapter or config.from_, "config.json")
+    trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    same = any(getattr(config, key) and trained.get(key) == getattr(config, key) for key in ("text", "instructions"))
+    if same and config.held_out > trained.get("held_out", 1):
+        print(f"{file.parent} held out {trained['held_out']}, so it has learned from part of what it is judged by now")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ class FusedLoRA(torch.autograd.Function):
         x, z, W0, A, B = ctx.saved_tensors
         dz = ctx.scaling * (B.T @ dh.T)  # (r, N)
         dx = (dh @ W0.to(dh.dtype)).addmm_(dz.T, A) if ctx.needs_input_grad[0] else None  # (N, d_in)
-        return dx, None, None, dz @ x, (z @ dh).T, None
+        db = dh.sum(0) if ctx.needs_input_grad[2] else None  # b is frozen too, unless somebody lets it learn
+        return dx, None, db, dz @ x, (z @ dh).T, None
 
 
 class LoRALinear(nn.Module):

@@ -96,7 +96,13 @@ def tokenizer_of(folder: str | Path) -> tiktoken.Encoding:
 
 
 def save_adapter(folder: str | Path, model: GPT, base: str | Path, name: str = "default") -> int:
-    """Writes adapter.pt, one adapter's A and B only, and returns its size in bytes. base: the folder of its base."""
+    """Writes adapter.pt, one adapter's A and B only, and returns its size in bytes. base: the folder of its base.
+
+    Raises a Mistake if anything else has learned: an adapter's file would lose it.
+    """
+    others = [name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name]
+    if others:
+        raise Mistake(f"{others[0]} and {len(others) - 1} more have learned, but an adapter's file holds A and B only")
     layers = [(path.split(".")[-1], layer) for path, layer in lora_layers(model) if name in layer.adapters]
     adapters = {target: layer.adapters[name] for target, layer in layers}
     any_of_them = next(iter(adapters.values()))

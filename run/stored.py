@@ -35,6 +35,8 @@ def write(path: Path, contents: dict[str, Any]) -> int:
         os.replace(unfinished, path)
         bring_to_disk(path.parent)  # the new name, too
     except OSError as error:
+        if error.errno is None:
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
     finally:
         unfinished.unlink(missing_ok=True)

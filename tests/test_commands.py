@@ -141,3 +141,11 @@ def test_first_lines_end_where_the_line_does(base):
     model, tokenizer = load_model(base), tokenizer_of(base)
     said = evaluate.first_lines(model, tokenizer, ["the old ship", "a calm sea"], 30, batch_size=1)
     assert len(said) == 2 and all("\n" not in line and line == line.strip() for line in said)
+
+
+def test_evaluate_warns_of_what_a_run_has_learned_from(train, instructions, capsys):
+    _, run = train("sft", held_out=0.2)
+    for held_out, warns in [(0.2, False), (0.5, True), (1.0, True)]:
+        capsys.readouterr()
+        evaluate.main(evaluate.Config(from_=str(run), instructions=instructions, held_out=held_out, device="cpu"))
+        assert ("held out 0.2, so it has learned from part of" in capsys.readouterr().out) == warns

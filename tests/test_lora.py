@@ -308,3 +308,23 @@ def test_a_named_adapter_is_saved_and_loaded_under_its_name(model, tokens, tmp_p
             apply_lora(fresh, r=2, alpha=4, dropout=0.0, name=name)
     with pytest.raises(ValueError, match=r"got .'base'"):
         apply_lora(fresh, r=2, alpha=4, dropout=0.0, targets=["base"], name="nested")
+
+
+def test_a_bias_that_somebody_lets_learn_has_its_gradient_and_is_not_lost_in_silence(model, tmp_path):
+    """Fused as written out; but an adapter's file has no place for it, and says so."""
+    tokens, gradients = torch.randint(61, (2, 9)), []
+    apply_lora(model, 3, 6.0, 0.0)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or name.endswith("q_proj.base.bias"))
+    for fused in (True, False):
+        model.zero_grad()
+        LoRALinear.fused = fused
+        try:
+            model(tokens).square().mean().backward()
+        finally:
+            LoRALinear.fused = True
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="have learned, but an adapter's file holds A and B only"):
+        save_adapter(tmp_path, model, "base")
