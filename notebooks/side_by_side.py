@@ -38,7 +38,7 @@ CONCEPTS = {
     },
     "what is graded": {
         r"^(text|instructions): str": "Data of two kinds: a text is graded everywhere, an instruction in its response.",
-        r"^if config\.text:$|^else: # graded": "LoRA has no say in what is graded: it takes data of either kind.",
+        r"^if config\.text:$|^else: # graded": "LoRA is about what learns, so it takes data of either kind.",
         r"^# graded: every|\.from_text\(": "Every token counts: a mask of ones.",
         r"^# graded: the response|\.from_instructions\(": "The prompt is read, but not graded: there the mask is "
         "false, and the loop, the same as ever, computes the loss where it is true.",
@@ -48,9 +48,9 @@ CONCEPTS = {
         r"^from .* import apply_lora$": "The LoRA layer, written by hand: model/lora.py.",
         r"^(r|alpha|lora_dropout|targets): ": "How wide the path beside a layer is, how much it counts, how much of "
         "its input is dropped, and which layers have one.",
-        r"\.requires_grad_\(True\)": "Every parameter learns.",
-        r"^apply_lora\(": "The model is frozen, and beside its layers runs a thin path, h = W0 x + (alpha / r) B A x "
-        "(Hu et al. 2021, eq. 3): only A and B learn. B starts at zero, so the first step starts from the base.",
+        r"\.requires_grad_\(True\)": "Without LoRA every parameter learns.",
+        r"^apply_lora\(": "With LoRA the model is frozen, and beside its layers runs a thin path, "
+        "h = W0 x + (alpha / r) B A x (Hu et al. 2021, eq. 3): only A and B learn. B starts at zero, so the first step starts from the base.",
     },
     "where it starts": {
         r"import (load_tokenizer|GPT, GPTConfig)$": "Only pretraining may start from nothing: it chooses a tokenizer "
