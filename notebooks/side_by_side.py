@@ -50,7 +50,8 @@ CONCEPTS = {
         "its input is dropped, and which layers have one.",
         r"\.requires_grad_\(True\)": "Without LoRA every parameter learns.",
         r"^apply_lora\(": "With LoRA the model is frozen, and beside its layers runs a thin path, "
-        "h = W0 x + (alpha / r) B A x (Hu et al. 2021, eq. 3): only A and B learn. B starts at zero, so the first step starts from the base.",
+        "h = W0 x + (alpha / r) B A x (Hu et al. 2021, eq. 3): only A and B learn. B starts at zero, so the first step "
+        "starts from the base.",
     },
     "where it starts": {
         r"import (load_tokenizer|GPT, GPTConfig)$": "Only pretraining may start from nothing: it chooses a tokenizer "
