@@ -178,8 +178,8 @@ def scale_of_lora():
 
 
 def drift_of_the_base():
-    seen, save = [], train_lora.checkpoint.save_adapter
-    train_lora.checkpoint.save_adapter = lambda out, model, base: seen.append(model) or save(out, model, base)
+    seen = []
+    train_lora.checkpoint.save_adapter = lambda out, model, base: seen.append(model) or 0  # which would refuse it
     train("lora", steps=20, weight_decay=0.1)
     before, after = load_model(BASE).state_dict(), base_state_dict(seen[0])
     drift = {name: (after[name] - tensor).abs().max().item() for name, tensor in before.items()}
