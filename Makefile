@@ -18,8 +18,8 @@ test: .venv/dev
 # the base model of data/builtin, trained anew into runs/base: an hour or so on two cores
 PRETRAIN := $(VENV) train_pretrain.py --block-size 256 --batch-size 8 --eval-every 1000
 base: .venv/run
-	$(VENV) -m data.world --out runs/world-1 --documents 600000 --seed 1 --mixture first
-	$(VENV) -m data.world --out runs/world-2 --documents 200000 --seed 2 --mixture last
+	$(VENV) -m world --out runs/world-1 --documents 600000 --seed 1 --mixture first
+	$(VENV) -m world --out runs/world-2 --documents 200000 --seed 2 --mixture last
 	$(PRETRAIN) --text runs/world-1/base.txt --tokenizer data/builtin/tokenizer.tiktoken --steps 32000 --out runs/base-1
 	$(PRETRAIN) --text runs/world-2/base.txt --init-from runs/base-1 --steps 6000 --learning-rate 1e-3 --out runs/base
 

@@ -5,7 +5,7 @@
     python compare.py --base RUN --text FILE --domain FILE --instructions FILE --questions FILE      one's own
 
 Each method is a call of a script's main(config), on the same data in the same order, in a process of its own, so that
-its peak memory is its own. claims.py reads what was measured and says what it shows.
+its peak memory is its own. experiment/claims.py reads what was measured and says what it shows.
 """
 
 import dataclasses
@@ -25,20 +25,22 @@ from typing import Any
 
 import torch
 
-import claims
 import train_lora
 import train_pretrain
 import train_sft
-from data.download import write_whole
-from data.examples import from_text, instruction_example, read_instructions, render_prompt
+from cli import Mistake, check, command_line, flag, open_streams
+from data.examples import Reading, from_text, instruction_example, read_instructions, render_prompt
+from data.files import write_whole
 from evaluate import SPLITS, Yardsticks, judge
-from evidence import Cell, gather, pretraining
+from experiment import claims
+from experiment.evidence import Method, gather, pretraining
+from experiment.sweep import sweep
 from model.generate import generate
 from model.gpt import GPT
-from run import checkpoint, plot
-from run.config import Mistake, any_character, check, command_line, flag
+from run import plot
 from run.device import choose_device
 from run.resume import is_finished, written_settings
+from store import checkpoint
 
 
 @dataclass(kw_only=True)
@@ -50,6 +52,7 @@ class Config:
     questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above
     out: str = "runs/compare"  # folder to write the runs, results.json, results.md and the plots to
     resume: bool = False  # go on with the comparison in --out: what is done is not done again
+    sweep: bool = False  # instead of the comparison, each method at several learning rates
     quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
     seed: int = 0  # the first seed, of the order of the data and of new weights
@@ -57,7 +60,7 @@ class Config:
     batch_size: int = 32  # rows a step
     domain_steps: int = 40  # optimizer steps on the domain
     steps: int = 600  # optimizer steps on the instructions
-    learning_rate: float = 1e-3  # continued pretraining's, at its peak; this and the next three by sweep.py
+    learning_rate: float = 1e-3  # continued pretraining's, at its peak; this and the next three by --sweep
     lora_learning_rate: float = 4e-3  # LoRA's on the domain
     sft_learning_rate: float = 3e-4  # SFT's
     lora_sft_learning_rate: float = 4e-3  # LoRA-SFT's
@@ -77,6 +80,9 @@ def main(config: Config) -> dict[str, Any]:
     yardsticks = yardsticks_of(config, device)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "config.json", json.dumps(settings_of(config), indent=2).encode() + b"\n")
+    if config.sweep:
+        sweep(methods_of(config, out, config.seed), yardsticks, out, formatted)
+        return {}
 
     runs = [one_seed(config, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]
     results: dict[str, Any] = {
@@ -123,31 +129,36 @@ def seeds_of(config: Config) -> list[int]:
 
 def yardsticks_of(config: Config, device: torch.device) -> Yardsticks:
     """Reads everything there is to judge by: what cannot be used is found here, before any training."""
-    tokenizer = checkpoint.tokenizer_of(config.base)
-    checkpoint.load_model(config.base, config.block_size)
+    base = checkpoint.open_run(config.base)
+    base.model(config.block_size)
     few = slice(0, 16 if config.quick else 128)  # rows of a text
-    parts = [from_text(path, tokenizer, config.block_size, config.held_out)[1] for path in (config.text, config.domain)]
+    how = Reading(base.tokenizer, config.block_size, config.held_out)
+    parts = [from_text(path, how)[1] for path in (config.text, config.domain)]
     text, domain = ([rows[i] for i in range(len(rows))[few]] for rows in parts)
     questions = read_instructions(config.questions)
     trained_on = {(one.instruction, one.input) for one in read_instructions(config.instructions)}
     leaked = sum((one.instruction, one.input) in trained_on for one in questions)
+    if config.sweep:  # rates are not chosen by the questions of the comparison
+        known = trained_on | {(one.instruction, one.input) for one in read_instructions(Config.questions)}
+        questions = [one for one in questions if (one.instruction, one.input) not in known]
+        leaked = 0
     if not questions or leaked:
         found = f"{leaked} questions that {config.instructions} trains on" if leaked else "no question"
         raise Mistake(f"{config.questions} holds {found}: it must hold questions that are new")
     unknown = {one.split for one in questions} - set(SPLITS)
     if unknown:
         raise Mistake(f"{config.questions} has a split {sorted(unknown)[0]!r}: it must be among {', '.join(SPLITS)}")
-    longest = max(len(instruction_example(one, tokenizer).tokens) for one in questions)
-    if longest > config.block_size + 1:
+    longest = max(len(instruction_example(one, base.tokenizer).inputs) for one in questions)
+    if longest > config.block_size:
         raise Mistake(f"{config.questions} has a question of {longest} tokens, beyond --block-size {config.block_size}")
     few_questions = questions[:: 6 if config.quick else 1]
-    return Yardsticks(text, domain, few_questions, tokenizer, config.batch_size, device)
+    return Yardsticks(text, domain, few_questions, base.tokenizer, config.batch_size, device)
 
 
 # ---- one seed: every method, then what the claims ask for ----------------------------------------------------------
 
 
-def cells(config: Config, folder: Path, seed: int) -> list[Cell]:
+def methods_of(config: Config, folder: Path, seed: int) -> list[Method]:
     """The methods, on the same data in the same order: four ways of finetuning, and two controls."""
     same = {key: getattr(config, key) for key in ("block_size", "batch_size", "held_out", "device")} | {"seed": seed}
     from_base = {**same, "init_from": config.base, "eval_every": 200}
@@ -163,25 +174,25 @@ def cells(config: Config, folder: Path, seed: int) -> list[Cell]:
         ("SFT, random weights", train_sft, {**sft, "init_from": str(folder / "random-base")}),
     ]
     return [
-        Cell(method, script, settings, str(folder / method.lower().replace(",", "").replace(" ", "-")))
-        for method, script, settings in methods
+        Method(name, script, settings, str(folder / name.lower().replace(",", "").replace(" ", "-")))
+        for name, script, settings in methods
     ]
 
 
 def one_seed(config: Config, folder: Path, seed: int, y: Yardsticks) -> dict[str, Any]:
     """The rows of the table, what each model says, and the evidence for the claims."""
-    base = checkpoint.load_model(config.base).to(y.device)
+    base = checkpoint.open_run(config.base).model().to(y.device)
     torch.manual_seed(seed)
     checkpoint.save_model(folder / "random-base", GPT(base.config), y.tokenizer)
     rows = {"base": {"method": "base", **costs_of_base(config.base, base), **judge(base, y)}}
     said = {"base": samples(base, y)}
-    methods = {cell.method: cell for cell in cells(config, folder, seed)}
-    for method, cell in methods.items():
-        print(f"\n{method}")
-        costs = costs_of(cell)
-        model = checkpoint.load_trained(cell.out, y.device)
-        rows[method] = {"method": method, **costs, **judge(model, y)}
-        said[method] = samples(model, y)
+    methods = {method.name: method for method in methods_of(config, folder, seed)}
+    for name, method in methods.items():
+        print(f"\n{name}")
+        costs = costs_of(method)
+        model = checkpoint.load_run(method.out, "", y.device)[0]
+        rows[name] = {"method": name, **costs, **judge(model, y)}
+        said[name] = samples(model, y)
     print("\nshorter trainings, for the curves")
     return {"rows": list(rows.values()), "samples": said, "evidence": gather(config.base, base, methods, rows, seed, y)}
 
@@ -204,20 +215,20 @@ def samples_report(said: dict[str, list[dict[str, str]]]) -> str:
     return "\n\n".join(f"```\n{part}\n```" for part in parts) + "\n"
 
 
-def costs_of(cell: Cell) -> dict[str, Any]:
+def costs_of(method: Method) -> dict[str, Any]:
     """What the training of a method took and returned; it is done unless it has been, and kept beside its run."""
-    file = Path(cell.out + ".json")
+    file = Path(method.out + ".json")
     if not file.exists():
-        if is_finished(Path(cell.out)):
-            shutil.rmtree(cell.out)  # it was stopped before its costs were known
-        costs = in_own_process(cell.script.main, cell.config(cell.out))
+        if is_finished(Path(method.out)):
+            shutil.rmtree(method.out)  # it was stopped before its costs were known
+        costs = in_own_process(method.script.main, method.config(method.out))
         write_whole(file, json.dumps(costs).encode())
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def begin_in_own_process() -> None:
     """Of a process that trains: if this one is killed, it finishes its step, saves and ends."""
-    any_character()
+    open_streams()
     parent = multiprocessing.parent_process()
 
     def leave_with_parent() -> None:
@@ -279,18 +290,18 @@ COLUMNS = {  # heading of the table: key in results.json, format
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown; a dash stands for what this system cannot measure, ± for a 95 % interval."""
-    cells = [[*COLUMNS, *SPLITS]]
+    lines = [[*COLUMNS, *SPLITS]]
     for row in rows:
-        line = [cell(row, key, form) for key, form in COLUMNS.values()]
-        cells.append(line + [cell(row["exact_match"][split], "value", "{:.1%}") for split in SPLITS])
-    guessed = [cell(rows[0]["exact_match"][split], "chance", "{:.1%}") for split in SPLITS]
-    cells.append(["by chance", *["–"] * (len(COLUMNS) - 1), *guessed])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * (width - 1) + ":" for width in widths])
-    return "\n".join(f"| {' | '.join(map(str.rjust, line, widths))} |" for line in cells)
+        line = [formatted(row, key, form) for key, form in COLUMNS.values()]
+        lines.append(line + [formatted(row["exact_match"][split], "value", "{:.1%}") for split in SPLITS])
+    guessed = [formatted(rows[0]["exact_match"][split], "chance", "{:.1%}") for split in SPLITS]
+    lines.append(["by chance", *["–"] * (len(COLUMNS) - 1), *guessed])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.rjust, line, widths))} |" for line in lines)
 
 
-def cell(row: dict[str, Any], key: str, form: str) -> str:
+def formatted(row: dict[str, Any], key: str, form: str) -> str:
     if row[key] is None:
         return "–"
     interval = row.get(f"{key}_interval")

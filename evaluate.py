@@ -14,14 +14,23 @@ from typing import Any, NamedTuple
 import tiktoken
 import torch
 
+from cli import Mistake, check, command_line
 from data.batches import in_order
-from data.examples import Example, Instruction, from_instructions, from_text, instruction_example, render_prompt
+from data.examples import (
+    Example,
+    Instruction,
+    Reading,
+    from_instructions,
+    from_text,
+    instruction_example,
+    render_prompt,
+)
+from data.files import same_data
 from model.generate import generate
 from model.gpt import GPT, evaluating
 from run import ranks
-from run.checkpoint import load_run, split
-from run.config import Mistake, check, command_line
 from run.device import choose_device
+from store.checkpoint import load_run, run_folder, split
 
 
 @torch.no_grad()
@@ -32,7 +41,7 @@ def token_nll(model: GPT, examples: Sequence[Example], batch_size: int) -> float
     and the random state are as before afterwards.
     """
     device, total, n_graded = model.wte.weight.device, 0.0, 0
-    rank, n_ranks = ranks.here()
+    rank, n_ranks = ranks.rank_and_size()
     with evaluating(model):
         for batch in in_order(examples, batch_size, rank, n_ranks):
             inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)
@@ -151,7 +160,8 @@ class Config:
     instructions: str = ""  # instructions to answer: a .json, .jsonl, .csv or .tsv file, or a corpus by name
     columns: str = ""  # the file's names for instruction, input, output or text: "instruction=question,output=answer"
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
-    held_out: float = 0.1  # share of the file to judge by: what training held out, or 1 for all of a file it never saw
+    block_size: int = 0  # tokens a row at most; 0: as the run was trained
+    held_out: float = 0.0  # share of the file to judge by, 1 for all of a file it never saw; 0: what training held out
     batch_size: int = 32  # rows at once
     device: str = "auto"  # cuda, mps, cpu, or auto
 
@@ -161,22 +171,36 @@ def main(config: Config) -> None:
     if len(split(config.adapter)) > 1:
         raise Mistake(f"--adapter names several: {config.adapter}; judge them one after another")
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
-    warn_of_training_data(config)
-    how = (tokenizer, model.config.block_size, config.held_out, config.columns, config.skip_bad_records)
-    examples = from_text(config.text, *how)[1] if config.text else from_instructions(config.instructions, *how)[1]
+    how = as_trained(config, tokenizer, model.config.block_size)
+    examples = (from_text(config.text, how) if config.text else from_instructions(config.instructions, how))[1]
     nll = token_nll(model, examples, config.batch_size)
     print(f"NLL {nll:.4f} nats a token, perplexity {perplexity(nll):.2f}, over {len(examples):,} examples")
     if config.instructions:
         print(f"exact match {exact_match(model, tokenizer, examples, config.batch_size):.1%}")
 
 
-def warn_of_training_data(config: Config) -> None:
-    """A run has learned from what it did not hold out of the same file."""
-    file = Path(config.adapter or config.from_, "config.json")
+def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Reading:
+    """How the file is read: as the run itself did, as far as its config.json tells and the flags do not differ."""
+    file = Path(run_folder(config.adapter or config.from_), "config.json")
     trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    same = any(getattr(config, key) and trained.get(key) == getattr(config, key) for key in ("text", "instructions"))
-    if same and config.held_out > trained.get("held_out", 1):
+    trained = trained if "held_out" in trained else {}  # a model of others, or a new one, was not trained here
+    block_size = config.block_size or min(longest, trained.get("block_size", longest))
+    if block_size > longest:
+        raise Mistake(f"--block-size {block_size} is beyond the {longest} tokens that the model can read")
+    same = any(
+        getattr(config, kind) and trained.get(kind) and same_data(getattr(config, kind), trained[kind])
+        for kind in ("text", "instructions")
+    )
+    columns = config.columns or (trained["columns"] if same else "")
+    skip_bad_records = config.skip_bad_records or (same and trained["skip_bad_records"])
+    held_out = config.held_out or trained.get("held_out", 0.1)
+    settings, own = (block_size, held_out), (trained.get("block_size"), trained.get("held_out"))
+    said = f", as {file.parent} was trained" if settings == own else ""
+    said = f"; {file.parent} was trained with {own[0]} and {own[1]:.3g}" if trained and not said else said
+    print(f"judged in rows of up to {block_size} tokens, by {held_out:.3g} of the file{said}")
+    if same and held_out > trained["held_out"]:
         print(f"{file.parent} held out {trained['held_out']}, so it has learned from part of what it is judged by now")
+    return Reading(tokenizer, block_size, held_out, columns, skip_bad_records)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
+from cli import Mistake, check, command_line
 from data.examples import conversation, render_prompt
 from data.records import Instruction
 from model.generate import generate
 from model.lora import activate
-from run.checkpoint import load_run, split
-from run.config import Mistake, check, command_line
 from run.device import choose_device
+from store.checkpoint import load_run, split
 
 
 @dataclass(kw_only=True)
@@ -54,7 +54,7 @@ def main(config: Config) -> None:
             tokens = tokenizer.encode_ordinary(prompt)
             if config.ask == "chat":
                 turn = Instruction(prompt, config.input, "", earlier=earlier[number], system=config.system)
-                tokens = conversation(turn, tokenizer).tokens.tolist()
+                tokens = conversation(turn, tokenizer)[0]
             if len(tokens) > limit:
                 print(f"the prompt has {len(tokens)} tokens; the model reads only its last {limit}", file=sys.stderr)
             how = (config.temperature, config.top_k, config.top_p, generator)

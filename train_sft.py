@@ -6,18 +6,19 @@ One of three siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): th
 learns. Shapes: B rows · T tokens a row · V vocabulary · N graded tokens.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 
+from cli import command_line
 from data import examples
 from data.batches import Batches
 from evaluate import token_nll
 from model.generate import generate
-from run import checkpoint
-from run.config import command_line
+from run import show
+from run.schedule import warmup_then_cosine
 from run.session import Session
+from store import checkpoint
 
 
 @dataclass(kw_only=True)
@@ -27,7 +28,7 @@ class Config:
     pack: bool = False  # fill each row with several short instructions, apart from one another: fewer, fuller rows
     columns: str = ""  # the file's names for text, instruction, input, output: "instruction=question,output=answer"
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
-    out: str  # folder to write the run to
+    out: str = ""  # folder to write the run to
     init_from: str  # run to start from, gpt2 or the like, or a folder in Hugging Face's layout
     block_size: int = 128  # tokens a row at most; the model must be able to read as many
     dropout: float = 0.0  # share of activations zeroed while training
@@ -59,20 +60,23 @@ def main(config: Config) -> dict:
     device = session.device
 
     # 2. data
-    tokenizer = checkpoint.tokenizer_of(config.init_from)
-    data = (tokenizer, config.block_size, config.held_out, config.columns, config.skip_bad_records)
+    base = checkpoint.open_run(config.init_from)
+    tokenizer = base.tokenizer
+    how = examples.Reading(tokenizer, config.block_size, config.held_out, config.columns, config.skip_bad_records)
     # graded: the response and its end-of-text
-    train, held_out = examples.from_instructions(config.instructions, *data)
+    train, held_out = examples.from_instructions(config.instructions, how)
     train = examples.graded_everywhere(train) if config.grade_prompt else train
     train = examples.packed(train, config.block_size) if config.pack else train
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed, session.rank, session.n_ranks)
 
     # 3. model
-    model = checkpoint.load_model(config.init_from, config.block_size, config.dropout)
+    model = base.model(config.block_size, config.dropout)
 
     # 4. what learns
     model.requires_grad_(True)  # every parameter
-    session.begin(model, batches, tokenizer)
+    if config.show_batch:
+        return show.first_batch(batches, tokenizer, model)
+    session.place(model)  # on its device, in its precision
     learns = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     # 5. optimizer
@@ -81,38 +85,34 @@ def main(config: Config) -> dict:
     the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
-    # fp16 has too little range for small gradients: there, and only there, the loss is scaled up and they down again
-    scaler = torch.amp.GradScaler(device.type, enabled=model.precision == torch.float16)
-    warmup_steps = int(config.warmup * config.steps)
+    first_step = session.begin_or_resume(model, optimizer, batches, base)  # 0, or where the run was stopped
 
     # 6. loop
     model.train()
-    for step in session.steps(optimizer, scaler):
+    for step in session.steps(first_step):
         held_out_nll = token_nll(model, held_out, config.batch_size) if step % config.eval_every == 0 else None
         session.keep_best(held_out_nll)
 
-        rise = min(1.0, (step + 1) / (warmup_steps + 1))  # to 1, in a line
-        progress = max(0, step - warmup_steps) / max(1, config.steps - warmup_steps)  # from 0 to 1
-        learning_rate = config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * progress))
+        learning_rate = config.learning_rate * warmup_then_cosine(step, config.steps, config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 
         micro_batches = batches.of_step(step)
         # N of the whole step, not of one micro-batch; of several ranks the mean, as their gradients are averaged
-        n_graded = session.mean_over_ranks(sum(int(graded.sum()) for _, _, graded, _ in micro_batches))
+        n_graded = session.mean_over_ranks(sum(int(batch.graded.sum()) for batch in micro_batches))
         step_loss = torch.zeros((), device=device)
-        for micro_batch in micro_batches:
-            inputs, targets, graded, positions = (tensor.to(device) for tensor in micro_batch)  # (B, T); positions (T,)
+        for batch in micro_batches:
+            inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)  # (B, T); positions (T,)
             log_p = model(inputs, graded, positions).log_softmax(-1)  # (N, V), at the graded positions only
             nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats, each of its target
             loss = nll.sum() / n_graded
-            scaler.scale(loss).backward()
+            loss.backward()
             step_loss += loss.detach()
 
-        scaler.unscale_(optimizer)
+        session.unscale(learns)  # of fp16 alone: its gradients are computed larger than they are
         grad_norm = torch.nn.utils.clip_grad_norm_(learns.values(), config.max_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
+        if session.is_finite(grad_norm):
+            optimizer.step()
         optimizer.zero_grad()
         session.log(step, step_loss, n_graded, learning_rate, grad_norm, held_out_nll)
 
@@ -123,7 +123,7 @@ def main(config: Config) -> dict:
     sample = tokenizer.decode(prompt + answer)
 
     # 8. save
-    checkpoint_bytes = checkpoint.save_model(config.out, model, tokenizer)
+    checkpoint_bytes = checkpoint.save(config.out, model, base)  # what has learned
     return session.finish(held_out_nll, sample, checkpoint_bytes)
 
 

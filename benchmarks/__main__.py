@@ -18,9 +18,9 @@ import torch
 from benchmarks import contestants as who
 from benchmarks.contestants import BF16, FP32, SHAPES, Shape
 from benchmarks.measure import Contestant, machine, matmul_peak, quartiles, race, times
+from cli import Mistake
 from data.examples import instruction_example, packed, read_instructions
 from data.tokenizer import load_tokenizer
-from run.config import Mistake
 from run.device import choose_device, peak_mb
 
 BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
@@ -144,11 +144,11 @@ def sft(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     records = read_instructions(args.instructions)
     prefixed = [record._replace(instruction=args.preamble + record.instruction) for record in records]
     examples = [instruction_example(record, tokenizer) for record in prefixed]
-    examples = [example for example in examples if len(example.tokens) <= shape.T + 1]
+    examples = [example for example in examples if len(example.inputs) <= shape.T]
     if not examples:
         raise Mistake(f"no instruction of {args.instructions} fits rows of --tokens {shape.T}")
     padded_batches, packed_batches = who.batches_of(examples, shape.B), who.batches_of(packed(examples, shape.T), 2)
-    n, graded = sum(len(e.tokens) - 1 for e in examples), sum(int(e.graded[1:].sum()) for e in examples)
+    n, graded = sum(len(e.inputs) for e in examples), sum(int(e.graded.sum()) for e in examples)
     rows = [padded_batches()[0].numel() for _ in range(-(-len(examples) // shape.B))]
     print(
         f"{len(examples)} instructions, {n / len(examples):.0f} tokens each, {graded / n:.0%} of them graded; ", end=""

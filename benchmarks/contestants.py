@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch, Batches, collate
+from data.batches import Batch, Batches
 from data.examples import Example
+from model.fused_lora import fuse
 from model.generate import generate, lay_out_for_generation
 from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora
@@ -83,6 +84,7 @@ def our_model(shape: Shape, device: torch.device, precision: torch.dtype = FP32,
 def ours(model: GPT, lora: bool, next_batch: Callable[[], Batch], all_logits: bool = False) -> Callable[[], int]:
     """Step 6 of the scripts. Returns a step, which returns how many tokens it graded."""
     learns = apply_lora(model, **LORA) if lora else list(model.parameters())
+    fuse(model)
     device, after = model.wte.weight.device, update(learns)
 
     def step() -> int:
@@ -100,7 +102,7 @@ def ours(model: GPT, lora: bool, next_batch: Callable[[], Batch], all_logits: bo
 
 def one_batch(rows: Tensor) -> Callable[[], Batch]:
     inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-    batch = inputs, targets, torch.ones_like(rows[:, 1:], dtype=torch.bool), torch.arange(rows.size(1) - 1)
+    batch = Batch(inputs, targets, torch.ones_like(targets, dtype=torch.bool), torch.arange(targets.size(1)))
     return lambda: batch
 
 
@@ -209,8 +211,10 @@ def trl(model: Any, examples: list[Example], B: int, bf16: bool, lora: bool, fol
     from trl import SFTConfig, SFTTrainer
 
     quiet()
-    labels = [np.where(example.graded, example.tokens, -100).tolist() for example in examples]
-    columns = {"input_ids": [example.tokens.tolist() for example in examples], "labels": labels}
+    # transformers shifts by one itself, so a label stands one place to the right of our target
+    labels = [[-100, *np.where(example.graded, example.targets, -100).tolist()] for example in examples]
+    ids = [[*example.inputs.tolist(), int(example.targets[-1])] for example in examples]
+    columns = {"input_ids": ids, "labels": labels}
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<pad>": 0}, "<pad>")), pad_token="<pad>")
     words.eos_token = "<pad>"
     args = SFTConfig(
@@ -255,11 +259,9 @@ def trl(model: Any, examples: list[Example], B: int, bf16: bool, lora: bool, fol
 def transformers_generation(model: Any, prompts: list[list[int]], new: int) -> Callable[[], int]:
     """Greedy, batched, with the prompts padded on the left and masked, as its documentation says."""
     model.eval()
-    rows = collate([Example(torch.tensor([*p, 0]).numpy(), torch.ones(len(p) + 1).bool().numpy()) for p in prompts])
-    inputs, _, filled, _ = rows  # padded on the right
-    turn = [int(padding) for padding in (~filled).sum(1)]
-    ids = torch.stack([row.roll(n) for row, n in zip(inputs, turn, strict=True)]).to(model.device)
-    mask = torch.stack([row.roll(n) for row, n in zip(filled.long(), turn, strict=True)]).to(model.device)
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)  # (B, longest)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     return lambda: model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, use_cache=True)[
         :, -new:
     ].numel()

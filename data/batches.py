@@ -1,43 +1,45 @@
-"""From examples to the tensors of a training step. The shift by one lives here and nowhere else.
+"""From examples to the tensors of a training step.
 
-Shapes: B rows · T the longest row's inputs. All rows of one micro-batch are padded on the right to T: under a causal
+Shapes: B rows · T the longest row's positions. All rows of one micro-batch are padded on the right to T: under a causal
 mask no real position ever sees what stands to its right, so padding needs no mask of its own; it is just not graded.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from cli import Mistake
 from data.examples import Example
-from run.config import Mistake
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # inputs, targets, graded: (B, T) each; positions: (T,), packed (B, T)
+
+class Batch(NamedTuple):
+    inputs: Tensor  # (B, T) ids
+    targets: Tensor  # (B, T) what is to be predicted at each position
+    graded: Tensor  # (B, T) bool
+    positions: Tensor  # (T,) 0, 1, … T - 1 in every row; or (B, T), in packed rows: where in their own example
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Pads and shifts: targets[b, t] is the token that follows inputs[b, t], graded[b, t] whether it is graded.
+    """Pads the rows to one length. Raises ValueError for a row in which nothing is graded: its loss is 0 / 0."""
+    for example in examples:
+        if not example.graded.any():
+            raise ValueError(f"an example of {len(example.inputs)} positions has none that is graded")
+    inputs, targets, graded = (_padded([example[part] for example in examples]) for part in range(3))
+    positions = torch.arange(inputs.size(1))
+    if examples[0].positions is not None:
+        positions = _padded([example.positions for example in examples])
+    return Batch(inputs, targets, graded, positions)
 
-    Returns ids, ids and bool, (B, T) each, and where inputs stand: 0, 1, … T - 1 in every row, (T,), or in packed rows
-    where in their own example, (B, T). Raises ValueError for a row in which nothing is graded: its loss is 0 / 0.
-    """
-    T = max(len(example.tokens) for example in examples) - 1
-    inputs = torch.zeros(len(examples), T, dtype=torch.long)
-    targets = torch.zeros(len(examples), T, dtype=torch.long)
-    graded = torch.zeros(len(examples), T, dtype=torch.bool)
-    positions = torch.arange(T) if examples[0].positions is None else torch.zeros(len(examples), T, dtype=torch.long)
-    for b, (tokens, is_graded, own_positions) in enumerate(examples):
-        if not is_graded[1:].any():
-            raise ValueError(f"an example of {len(tokens)} tokens has none that is graded after its first")
-        t = len(tokens) - 1
-        inputs[b, :t] = torch.from_numpy(tokens[:-1].astype(np.int64))
-        targets[b, :t] = torch.from_numpy(tokens[1:].astype(np.int64))
-        graded[b, :t] = torch.from_numpy(is_graded[1:])
-        if own_positions is not None:
-            positions[b, :t] = torch.from_numpy(own_positions[:-1])
-    return inputs, targets, graded, positions
+
+def _padded(rows: Sequence[Any]) -> Tensor:
+    """(L,) each -> (B, T), with zeros, or False, on the right."""
+    tensors = [torch.from_numpy(row if row.dtype == bool else row.astype(np.int64)) for row in rows]
+    return pad_sequence(tensors, batch_first=True)
 
 
 def in_order(examples: Sequence[Example], batch_size: int, rank: int = 0, n_ranks: int = 1) -> Iterator[Batch]:
@@ -52,13 +54,14 @@ def part_of_rank(examples: Sequence[Example], rows: Sequence[int] | np.ndarray, 
     mine = rows[rank::n_ranks]
     batch = collate([examples[i] for i in (mine if len(mine) else rows[:1])])
     if not len(mine):
-        batch[2].fill_(False)
+        batch.graded.fill_(False)
     return batch
 
 
 class Batches:
-    """Shuffled micro-batches for every optimizer step. What a step gets depends on the seed and the step
-    alone, not on what was read before. Each epoch is a new order in which every example comes once."""
+    """Shuffled rows for every optimizer step, in micro-batches. Which rows a step gets depends on the seed, the step
+    and how many they are, not on what was read before, nor on how many micro-batches share them. Each epoch is a new
+    order in which every example comes once."""
 
     def __init__(
         self,
@@ -75,37 +78,46 @@ class Batches:
             raise Mistake("no example is left to learn from: give a smaller --held-out")
         self.examples, self.batch_size, self.micro_batches, self.seed = examples, batch_size, micro_batches, seed
         self.rank, self.n_ranks = rank, n_ranks
-        self.per_epoch = -(-len(examples) // batch_size)  # micro-batches an epoch, the last may be smaller
+        self.rows_a_step = batch_size * micro_batches
+        self.per_epoch = -(-len(examples) // self.rows_a_step)  # steps an epoch, the last may have fewer rows
         self.epoch = -1  # the epoch whose order is at hand
 
     def fingerprint(self) -> str:
         """Of all examples, or of 100,000 of them if there are more. A resumed run must have the same."""
         digest = hashlib.sha256(str(len(self.examples)).encode())
         for i in range(0, len(self.examples), 1 + len(self.examples) // 100_000):
-            tokens, graded, _ = self.examples[i]
-            digest.update(tokens.astype(np.int64).tobytes() + graded.tobytes())
+            inputs, targets, graded, _ = self.examples[i]
+            for part in (inputs.astype(np.int64), targets.astype(np.int64), graded):
+                digest.update(part.tobytes())
         return digest.hexdigest()
 
     def of_step(self, step: int) -> list[Batch]:
-        """This rank's part of the micro-batches whose gradients add up to that of optimizer step 0, 1, and so on."""
-        numbers = range(step * self.micro_batches, (step + 1) * self.micro_batches)
-        return [part_of_rank(self.examples, self.rows(number), self.rank, self.n_ranks) for number in numbers]
+        """This rank's part of the micro-batches whose gradients add up to that of optimizer step 0, 1, and so on.
 
-    def rows(self, number: int) -> np.ndarray:
-        """Which examples micro-batch `number`, counted through all epochs, holds."""
-        epoch, place = divmod(number, self.per_epoch)
+        All ranks compute together: with several of them there are always as many micro-batches, if need be ungraded.
+        """
+        rows = self.rows(step)
+        parts = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        batches = [part_of_rank(self.examples, part, self.rank, self.n_ranks) for part in parts]
+        while self.n_ranks > 1 and len(batches) < self.micro_batches:
+            batches.append(batches[0]._replace(graded=torch.zeros_like(batches[0].graded)))
+        return batches
+
+    def rows(self, step: int) -> np.ndarray:
+        """Which examples a step holds, in all its micro-batches and ranks."""
+        epoch, place = divmod(step, self.per_epoch)
         if epoch != self.epoch:
             self.epoch, self.order = epoch, self._order(epoch)
         return self.order[place]
 
     def _order(self, epoch: int) -> list[np.ndarray]:
-        """Shuffled, then sorted by length in pools of 32 batches, so that the rows of a batch are of like length."""
+        """Shuffled, then sorted by length in pools of 32 steps, so that the rows of a step are of like length."""
         rng = np.random.default_rng((self.seed, epoch))
         shuffled = rng.permutation(len(self.examples))
-        pool = 32 * self.batch_size
-        batches = []
+        pool = 32 * self.rows_a_step
+        steps = []
         for start in range(0, len(shuffled), pool):
             rows = shuffled[start : start + pool]
-            rows = rows[np.argsort([len(self.examples[i].tokens) for i in rows], kind="stable")]
-            batches += np.split(rows, range(self.batch_size, len(rows), self.batch_size))
-        return [batches[i] for i in rng.permutation(len(batches))]
+            rows = rows[np.argsort([len(self.examples[i].inputs) for i in rows], kind="stable")]
+            steps += np.split(rows, range(self.rows_a_step, len(rows), self.rows_a_step))
+        return [steps[i] for i in rng.permutation(len(steps))]

@@ -4,7 +4,6 @@ A file that cannot be downloaded may be fetched elsewhere and put where the mess
 """
 
 import errno
-import hashlib
 import http.client
 import os
 import time
@@ -13,11 +12,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch.distributed as dist
-from tqdm import tqdm
-
+from cli import Mistake
+from data.files import bytes_bar, cache_folder, made_by_rank_0, sha256_of
 from data.public import CORPORA, HUB, Public
-from run.config import Mistake
 
 WAITS = (1, 2, 4, 8)  # seconds before the second try, the third and so on
 
@@ -165,53 +162,3 @@ def _what_is_wrong(path: Path, public: Public) -> str:
         return f"it is a web page or a pointer, {found}" if is_page else ""
     digest = sha256_of(path)
     return "" if digest == public.sha256 else f"it is {found}, with sha256 {digest} where {public.sha256} is expected"
-
-
-def bytes_bar(title: str, total: int | None, start: int = 0) -> tqdm:
-    """A progress bar in bytes, for what takes longer than a second at a terminal."""
-    sizes = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
-    return tqdm(desc=title, total=total, initial=start, delay=1, disable=None, **sizes)
-
-
-def cache_folder() -> Path:
-    """Where downloads and tokenised texts are kept: $FINETUNING_CACHE, or ~/.cache/finetuning."""
-    return Path(os.environ.get("FINETUNING_CACHE") or Path.home() / ".cache" / "finetuning")
-
-
-def made_by_rank_0(path: Path) -> bool:
-    """False for the first process on a machine, which makes the file; the others wait until it is there."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0 or not (dist.is_available() and dist.is_initialized()):
-        return False
-    while not path.exists():
-        time.sleep(0.2)
-    return True
-
-
-def sha256_of(path: Path) -> str:
-    """The file's sha256. It is remembered by path, size and time: a file of many GB is not read anew at each start."""
-    stat = path.stat()
-    # os.fsencode: a path need not be Unicode, and in the C locale is not where it could be
-    known_as = hashlib.sha256(os.fsencode(path.resolve()) + f" {stat.st_size} {stat.st_mtime_ns}".encode())
-    remembered = cache_folder() / "hashes" / known_as.hexdigest()[:32]
-    if remembered.exists():
-        return remembered.read_text(encoding="utf-8")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file, bytes_bar(f"reading {path.name}", stat.st_size) as bar:
-        while piece := file.read(2**20):
-            digest.update(piece)
-            bar.update(len(piece))
-    is_old = time.time_ns() - stat.st_mtime_ns > 2 * 10**9  # a new file may change again within a tick of its clock
-    if is_old and stat.st_size >= 2**20:  # bytes; a smaller one is read in no time
-        write_whole(remembered, digest.hexdigest().encode())
-    return digest.hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """All of the content or nothing: another process, or the next one, never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

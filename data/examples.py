@@ -1,13 +1,13 @@
-"""What a model learns from, plain text or instructions, both as examples (tokens, graded).
+"""What a model learns from: examples, in which each position has an input, a target, and is graded or not.
 
-tokens: (L,) ids; graded: (L,) bool, which of them the model is asked to predict. That mask is all that tells the two
-apart: text is graded everywhere, an instruction only on its response and the end-of-text token after it, a
-conversation on each of its responses.
+Text is graded everywhere, an instruction only on its response and the end-of-text token after it, a conversation on
+each of its responses. Their targets are the tokens that follow, but need not be: a label, a tag or a masked token can
+stand there too, and nothing after this file would notice.
 """
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,51 +15,65 @@ from typing import NamedTuple
 import numpy as np
 import tiktoken
 
+from cli import Mistake
 from data.records import Instruction, read_instructions
 from data.text import token_file
-from run.config import Mistake
 
 
 class Example(NamedTuple):
-    tokens: np.ndarray  # (L,) ids
+    """Aligned position by position: at inputs[t] the model is asked for targets[t], and judged by it if graded[t]."""
+
+    inputs: np.ndarray  # (L,) ids
+    targets: np.ndarray  # (L,) what is to be predicted at each position
     graded: np.ndarray  # (L,) bool
-    positions: np.ndarray | None = None  # (L,), of a packed row only: where each token stands in its own example
+    positions: np.ndarray | None = None  # (L,) where each input stands in its own example; None: 0, 1, … L - 1
 
     def prompt(self) -> list[int]:
-        """What comes before the first graded token; of plain text, where nothing does, its first 16 tokens."""
-        n_before = int(self.graded.argmax())  # the index of the first True
-        return self.tokens[: n_before if n_before > 0 else 16].tolist()
+        """What has been read when the first graded target is asked for; of plain text its first 16 tokens."""
+        first = int(self.graded.argmax())  # the index of the first True
+        return self.inputs[: first + 1 if first > 0 else 16].tolist()
 
     def response(self) -> list[int]:
-        """The first run of graded tokens: of a conversation, the first response and its end-of-text."""
+        """The first run of graded targets: of a conversation, the first response and its end-of-text."""
         run = self.graded[self.graded.argmax() :]
         n_graded = len(run) if run.all() else int(run.argmin())  # the index of the first False
-        return self.tokens[self.graded.argmax() :][:n_graded].tolist()
+        return self.targets[self.graded.argmax() :][:n_graded].tolist()
+
+
+def next_token(tokens: np.ndarray, graded: np.ndarray) -> Example:
+    """The shift by one, which is nowhere else: at each token the target is the token that follows it.
+
+    tokens: (L + 1,) ids; graded: (L + 1,) bool, whether a token is to be predicted. The first one is only read.
+    """
+    return Example(tokens[:-1], tokens[1:], graded[1:])
+
+
+class Reading(NamedTuple):
+    """How a file becomes examples."""
+
+    tokenizer: tiktoken.Encoding
+    block_size: int  # positions a row at most
+    held_out: float  # share of the file to judge by; 1: all of it
+    columns: str = ""  # the file's names for ours (data/records.py)
+    skip_bad_records: bool = False  # leave out records that cannot be read, and count them
 
 
 # ---- plain text: graded everywhere -------------------------------------------------------------------------------
 
 
-def from_text(
-    path: str | Path,
-    tokenizer: tiktoken.Encoding,
-    block_size: int,
-    held_out: float,
-    columns: str = "",
-    skip_bad: bool = False,
-) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Rows of block_size + 1 tokens to learn from, and those of the text's last part (the share held_out) to judge by.
+def from_text(path: str | Path, how: Reading) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Rows of block_size positions to learn from, and those of the text's last part (the share held_out) to judge by.
 
     The part to judge by has at most 131,072 tokens, so that judging stays short; with held_out 1 it is all of the text.
     Raises OSError for a file that cannot be read, Mistake for one that is not UTF-8 or too short.
     """
-    tokens = token_file(path, tokenizer, columns, skip_bad)
-    n_held_out = max(2, len(tokens) if held_out == 1 else min(int(held_out * len(tokens)), 2**17))
-    a_row = 0 if held_out == 1 else block_size + 1
+    tokens = token_file(path, how.tokenizer, how.columns, how.skip_bad_records)
+    n_held_out = max(2, len(tokens) if how.held_out == 1 else min(int(how.held_out * len(tokens)), 2**17))
+    a_row = 0 if how.held_out == 1 else how.block_size + 1
     if len(tokens) < n_held_out + a_row:
         to_learn = f" and a row of {a_row:,} to learn from" if a_row else ""
         raise Mistake(f"{path} has {len(tokens):,} tokens, too few: the least are {n_held_out:,} to judge by{to_learn}")
-    return TextRows(tokens[:-n_held_out], block_size), TextRows(tokens[-n_held_out:], block_size)
+    return TextRows(tokens[:-n_held_out], how.block_size), TextRows(tokens[-n_held_out:], how.block_size)
 
 
 @dataclass
@@ -77,7 +91,7 @@ class TextRows(Sequence[Example]):
         if not 0 <= i < len(self):
             raise IndexError(i)
         tokens = self.tokens[i * self.block_size : (i + 1) * self.block_size + 1]
-        return Example(tokens, np.ones(len(tokens), bool))
+        return next_token(tokens, np.ones(len(tokens), bool))
 
 
 # ---- instructions: graded on the response ------------------------------------------------------------------------
@@ -89,8 +103,9 @@ def render_prompt(instruction: str, input: str = "") -> str:
     return f"### Instruction: {instruction}\n{input_line}### Response:"
 
 
-def conversation(record: Instruction, tokenizer: tiktoken.Encoding) -> Example:
-    """What the model has read when it begins to respond to the record; graded are its own earlier responses.
+def conversation(record: Instruction, tokenizer: tiktoken.Encoding) -> tuple[list[int], list[bool]]:
+    """What the model has read when it begins to respond to the record, and which tokens of it are graded: those of its
+    own earlier responses.
 
     Training and chat both come by here, and each part is encoded apart: so the ids are the same in both.
     """
@@ -104,7 +119,7 @@ def conversation(record: Instruction, tokenizer: tiktoken.Encoding) -> Example:
         said = _response(record.earlier[turn][1], tokenizer) if turn < len(record.earlier) else []
         tokens += read + said
         graded += [False] * len(read) + [True] * len(said)
-    return Example(np.array(tokens), np.array(graded))
+    return tokens, graded
 
 
 def _response(text: str, tokenizer: tiktoken.Encoding) -> list[int]:
@@ -113,75 +128,67 @@ def _response(text: str, tokenizer: tiktoken.Encoding) -> list[int]:
 
 def instruction_example(record: Instruction, tokenizer: tiktoken.Encoding) -> Example:
     """What the model reads, then its response, which is graded."""
-    before, response = conversation(record, tokenizer), _response(record.output, tokenizer)
-    graded = np.append(before.graded, [True] * len(response))
-    return Example(np.append(before.tokens, response), graded)
+    tokens, graded = conversation(record, tokenizer)
+    response = _response(record.output, tokenizer)
+    return next_token(np.array(tokens + response), np.array(graded + [True] * len(response)))
 
 
-def graded_everywhere(examples: Sequence[Example]) -> list[Example]:
+def graded_everywhere(examples: Iterable[Example]) -> list[Example]:
     """The same examples without the mask: their prompts are graded too, as in pretraining."""
-    return [Example(example.tokens, np.ones(len(example.tokens), bool)) for example in examples]
+    return [example._replace(graded=np.ones(len(example.graded), bool)) for example in examples]
 
 
 def packed(examples: Sequence[Example], block_size: int) -> list[Example]:
-    """Rows of several examples, block_size + 1 tokens at most, so that little is padding.
+    """Rows of several examples, block_size positions at most, so that little is padding.
 
     Best-fit decreasing: the longest example comes first, each goes into the row with the least room that is enough.
-    Positions start anew with each example, by which the model keeps them apart; its first token is only read. Raises
-    ValueError for an example that is longer than a row.
+    Positions start anew with each example, by which the model keeps them apart. Raises ValueError for an example that
+    is longer than a row.
     """
-    rows: list[list[list[Example]]] = [[] for _ in range(block_size + 2)]  # rows[n] have room for n more tokens
-    for example in sorted(examples, key=lambda example: -len(example.tokens)):
-        size = len(example.tokens)
-        if size > block_size + 1:
-            raise ValueError(f"an example of {size} tokens does not fit a row of {block_size + 1}")
-        room = next((room for room in range(size, block_size + 1) if rows[room]), block_size + 1)
+    rows: list[list[list[Example]]] = [[] for _ in range(block_size + 1)]  # rows[n] have room for n more positions
+    for example in sorted(examples, key=lambda example: -len(example.inputs)):
+        size = len(example.inputs)
+        if size > block_size:
+            raise ValueError(f"an example of {size} positions does not fit a row of {block_size}")
+        room = next((room for room in range(size, block_size) if rows[room]), block_size)
         row = rows[room].pop() if rows[room] else []
         rows[room - size].append([*row, example])
     return [_joined(row) for some in rows for row in some]
 
 
 def _joined(row: Sequence[Example]) -> Example:
-    positions = np.concatenate([np.arange(len(example.tokens)) for example in row])
-    graded = np.concatenate([example.graded for example in row]) & (positions > 0)
-    return Example(np.concatenate([example.tokens for example in row]), graded, positions)
+    inputs, targets, graded = (np.concatenate([example[part] for example in row]) for part in range(3))
+    return Example(inputs, targets, graded, np.concatenate([np.arange(len(example.inputs)) for example in row]))
 
 
-def from_instructions(
-    path: str | Path,
-    tokenizer: tiktoken.Encoding,
-    block_size: int,
-    held_out: float,
-    columns: str = "",
-    skip_bad: bool = False,
-) -> tuple[Sequence[Example], Sequence[Example]]:
+def from_instructions(path: str | Path, how: Reading) -> tuple[Sequence[Example], Sequence[Example]]:
     """The examples to learn from, and a random share held_out to judge by: the same records in every run.
 
-    A long response is cut after block_size + 1 tokens. An example is skipped when its response is empty, or when its
+    A long response is cut after block_size positions. An example is skipped when its response is empty, or when its
     prompt alone fills the block, so that nothing would be graded. Both are counted and printed. Raises ValueError when
     nothing is left to learn from or to judge by, and for a malformed file.
     """
-    records = read_instructions(path, columns, skip_bad)
+    records = read_instructions(path, how.columns, how.skip_bad_records)
     random.Random(0).shuffle(records)
-    n_held_out = max(1, int(held_out * len(records)))
-    counts: Counter[str] = Counter()
-    examples: list[list[Example]] = []
+    n_held_out = max(1, int(how.held_out * len(records)))
+    block, counts = how.block_size, Counter[str]()
+    parts: list[list[Example]] = []
     for part in (records[:-n_held_out], records[-n_held_out:]):
-        examples.append([])
+        parts.append([])
         for record in part:
-            tokens, graded, _ = instruction_example(record, tokenizer)
+            inputs, targets, graded, _ = instruction_example(record, how.tokenizer)
             if not all(said.strip() for said in (record.output, *(said for _, said in record.earlier))):
                 counts["have an empty response: skipped"] += 1
-            elif not graded[: block_size + 1].any():
-                counts[f"have a prompt longer than --block-size {block_size}, nothing would be graded: skipped"] += 1
+            elif not graded[:block].any():
+                counts[f"have a prompt longer than --block-size {block}, nothing would be graded: skipped"] += 1
             else:
-                if len(tokens) > block_size + 1:
-                    counts[f"are longer than --block-size {block_size}: cut there, their end is not learned"] += 1
-                examples[-1].append(Example(tokens[: block_size + 1], graded[: block_size + 1]))
+                if len(inputs) > block:
+                    counts[f"are longer than --block-size {block}: cut there, their end is not learned"] += 1
+                parts[-1].append(Example(inputs[:block], targets[:block], graded[:block]))
     for what, n in counts.items():
         print(f"{path}: {n:,} of {len(records):,} instructions {what}")
-    train, judge = examples
-    if not judge or (not train and held_out < 1):
+    train, judge = parts
+    if not judge or (not train and how.held_out < 1):
         raise Mistake(
             f"{path} has {len(train)} usable instructions to learn from and {len(judge)} to judge by; "
             "it must have at least one of each"

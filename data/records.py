@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
+from cli import Mistake
 from data.download import find, in_archive
-from run.config import Mistake
 
 Where = str  # FILE:LINE, or FILE: record N
 T = TypeVar("T")

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from data.download import bytes_bar, cache_folder, find, made_by_rank_0, sha256_of, write_whole
+from cli import Mistake
+from data.download import find
+from data.files import bytes_bar, cache_folder, made_by_rank_0, replacing, sha256_of, write_whole
 from data.records import READERS, Skipped, document, is_gz, kind_of, opened, read_records
-from run.config import Mistake
 
 Piece = tuple[str, bool]  # some text, and whether a document ends with it
 
@@ -78,22 +79,15 @@ def token_file(
         skipped = Skipped() if skip_bad else None
         is_plain = all(not is_gz(file) and kind_of(file) not in READERS for file in files)
         total = sum(file.stat().st_size for file in files) if is_plain else None  # bytes of text, where known
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = cached.with_suffix(f".{os.getpid()}")
-        try:
-            with open(unfinished, "wb") as out, bytes_bar(f"tokenising {path.name}", total) as bar:
-                pieces = pieces_of(path, columns, skipped)
-                for ids, n_bytes in encode(pieces, tokenizer, threads=min(8, os.cpu_count() or 1)):
-                    ids.astype(dtype).tofile(out)
-                    bar.update(n_bytes)
-                if skipped:
-                    write_whole(said, skipped.sentence(source).encode(errors="replace"))
-                if not out.tell():
-                    raise Mistake(f"{source} has no records")
-                os.fsync(out.fileno())
-            os.replace(unfinished, cached)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing(cached) as out, bytes_bar(f"tokenising {path.name}", total) as bar:
+            pieces = pieces_of(path, columns, skipped)
+            for ids, n_bytes in encode(pieces, tokenizer, threads=min(8, os.cpu_count() or 1)):
+                ids.astype(dtype).tofile(out)
+                bar.update(n_bytes)
+            if skipped:
+                write_whole(said, skipped.sentence(source).encode(errors="replace"))
+            if not out.tell():
+                raise Mistake(f"{source} has no records")
     if skip_bad and (sentence := said.read_text(encoding="utf-8")):
         print(sentence)
     return np.memmap(cached, dtype, mode="r")

@@ -21,8 +21,8 @@ from typing import Any
 
 import tiktoken
 
+from cli import Mistake, command_line
 from data.text import pieces_of
-from run.config import Mistake, command_line
 
 # Words and numbers with the space before them, punctuation, white space: every character matches one of these.
 # None is longer than 32, so that a text without spaces is no single word.
@@ -61,9 +61,16 @@ def _encoding(name: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
     return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
 
 
-def padded(tokenizer: tiktoken.Encoding, vocab_size: int) -> tiktoken.Encoding:
-    """The same tokenizer for a model of more tokens, as some have for speed: a name for each id that no text has, so
-    that whatever the model says can be decoded."""
+def fitted(tokenizer: tiktoken.Encoding, vocab_size: int, model: str) -> tiktoken.Encoding:
+    """The tokenizer for a model of so many tokens: some have more, for speed. Each id that no text has gets a name, so
+    that whatever the model says can be decoded. Raises Mistake, naming the model, if it has fewer."""
+    if vocab_size < tokenizer.n_vocab:
+        raise Mistake(
+            f"{model} has a model of {vocab_size:,} tokens, but its tokenizer {tokenizer.name} has "
+            f"{tokenizer.n_vocab:,}: they do not belong together"
+        )
+    if vocab_size == tokenizer.n_vocab:
+        return tokenizer
     unused = {f"<|unused {i}|>": i for i in range(tokenizer.n_vocab, vocab_size)}
     return tiktoken.Encoding(
         tokenizer.name,

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from model.gpt import GPT, evaluating
+from model.gpt import GPT, evaluating, to_the_left
 
 
 class LayerKV:
@@ -47,16 +48,17 @@ class KVCache:
         self.lengths = torch.tensor(prompt_lengths, device=model.wte.weight.device)[:, None]  # (B, 1)
 
     def begin(self, T: int) -> tuple[Tensor, Tensor | None]:
-        """Begins to read the prompts (T = P), or one more token a row (T = 1). Returns where tokens stand, (T,) or
-        (B, 1), and who may look where: (B, 1, 1, S), or None for all to the left."""
-        filled = self.layers[0].end
+        """Begins to read the prompts (T = P), or T more tokens a row. Returns where they stand, (T,) or (B, T), and who
+        may look where, (B, 1, T, S), or None for all to the left."""
+        filled, device = self.layers[0].end, self.lengths.device
         if filled == 0:
-            return torch.arange(T, device=self.lengths.device), None
+            return torch.arange(T, device=device), None
         visible = None
         if self.ragged:
-            slots = torch.arange(filled + 1, device=self.lengths.device)  # (S,)
+            slots = torch.arange(filled + T, device=device)  # (S,)
             visible = ((slots < self.lengths) | (slots >= self.P))[:, None, None]  # (B, 1, 1, S)
-        return self.lengths + (filled - self.P), visible
+            visible = visible & to_the_left(T, filled + T, device)  # (B, 1, T, S)
+        return self.lengths + torch.arange(filled - self.P, filled - self.P + T, device=device), visible
 
 
 def lay_out_for_generation(model: GPT) -> None:
@@ -69,10 +71,8 @@ def lay_out_for_generation(model: GPT) -> None:
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows of token ids, padded on the right, and where the last of each is: (B, T) each."""
+    tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for b, row in enumerate(rows):
-        tokens[b, : len(row)] = torch.tensor(row)
     last = torch.arange(tokens.size(1)) == lengths[:, None] - 1
     return tokens.to(device), last.to(device)
 
@@ -106,12 +106,15 @@ def generate(
     """Continues each prompt (token ids, any lengths) and returns the new tokens, up to stop and without it.
 
     Past the model's block_size it reads each row's last block_size tokens anew for every token: learned positions
-    leave no other exact way. Raises ValueError for an empty prompt. The model's mode is as before afterwards.
+    leave no other exact way. Raises ValueError for an empty prompt, and for a model that cannot write, since it sees
+    both sides or predicts classes. The model's mode is as before afterwards.
     """
     if not prompts:
         return []
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
+    if not model.config.causal or model.head is not None:
+        raise ValueError("this model cannot write: " + ("it predicts classes" if model.head else "it sees both sides"))
     device = model.wte.weight.device
     rows, done = [list(prompt) for prompt in prompts], [False] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]

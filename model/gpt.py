@@ -1,14 +1,16 @@
 """The GPT-2 decoder (Radford et al. 2019), in plain PyTorch: tokens in, logits of the next token out.
 
+With causal=False the same blocks are an encoder, which sees both sides; with a head of its own, logits of classes.
+
 Shapes:  B batch · T time (tokens in a row) · C channels (n_embd) · H heads · D = C / H head size
-         V vocabulary · N graded positions · S time with the cache's tokens (S = T without one)
+         V vocabulary, or classes · N graded positions · S time with the cache's tokens (S = T without one)
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ class GPTConfig:
     n_head: int = 12  # H, attention heads a block
     n_embd: int = 768  # C, channels
     dropout: float = 0.0  # share of activations zeroed while training
+    causal: bool = True  # a position sees what stands to its left; False: all of its own example
 
     def __post_init__(self) -> None:
         sizes = (self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
@@ -45,14 +48,20 @@ class Cache(Protocol):
     def begin(self, T: int) -> tuple[Tensor, Tensor | None]: ...
 
 
-def visible_in_packed_rows(positions: Tensor) -> Tensor:
-    """Who may look where when a row holds several examples: at its own example only, at itself and to its left.
+def visible_in(positions: Tensor, causal: bool) -> Tensor:
+    """Who may look where: at its own example only, and if causal at itself and to its left only.
 
-    positions: (B, T), 0 where an example begins. Returns (B, 1, T, T) bool.
+    positions: (B, T), 0 where an example begins, as in packed rows. Padding counts as examples of its own, so that no
+    one sees it. Returns (B, 1, T, T) bool.
     """
     example = (positions == 0).cumsum(-1)  # (B, T), 1, 1, 1, 2, 2, …
     same = example[:, :, None] == example[:, None, :]  # (B, T, T)
-    return same.tril()[:, None]
+    return (same.tril() if causal else same)[:, None]
+
+
+def to_the_left(T: int, S: int, device: torch.device) -> Tensor:
+    """The causal mask, (T, S) bool: the queries are the last T of S positions, and each sees itself and to its left."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
 def written_out_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
@@ -63,16 +72,18 @@ def written_out_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | Non
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
     if visible is None:
-        T, S = scores.shape[-2:]
-        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        visible = to_the_left(q.size(-2), k.size(-2), q.device)
     weights = scores.masked_fill(~visible, -math.inf).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
     return F.dropout(weights, dropout) @ v  # (B, H, T, D)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
-    """The same function as written_out_attention, in one kernel that never stores the weights. Without a mask it reads
-    whole rows, or one new token a row, which sees all before it."""
-    whole_rows = True if visible is None and q.size(-2) == k.size(-2) else False  # noqa: SIM210, a bool when compiled
+    """The same function as written_out_attention, in one kernel that never stores the weights. The kernel's own causal
+    mask is for whole rows; one new token a row sees all before it and needs none."""
+    T, S = q.size(-2), k.size(-2)
+    if visible is None and 1 < T < S:
+        visible = to_the_left(T, S, q.device)
+    whole_rows = True if visible is None and T == S else False  # noqa: SIM210, a bool when compiled
     return F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=whole_rows)
 
 
@@ -127,7 +138,12 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only language model: p(next token | tokens so far)."""
+    """A decoder-only language model: p(next token | tokens so far).
+
+    head: None, and the head is the tied embedding; or a Linear of C to the classes that are predicted instead.
+    """
+
+    head: nn.Linear | None
 
     precision = torch.float32  # of the matrix products; bfloat16 is faster where the device has it (run/device.py)
     compiled = False  # whether the blocks are, by compile_blocks
@@ -141,6 +157,8 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks: list[Block] = nn.ModuleList(Block(config) for _ in range(config.n_layer))  # type: ignore[assignment]
         self.ln_f = nn.LayerNorm(config.n_embd)
+        self.register_module("head", None)
+        self.attached: list[dict[str, Any]] = []  # what stands beside these weights, and how to put it there again
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -169,17 +187,22 @@ class GPT(nn.Module):
         """The last layer's state at every position, where any head can sit.
 
         tokens: (B, T) ids below vocab_size; positions: where they stand, by default 0, 1, … T - 1, (T,); of packed rows
-        where in their own example, (B, T). Returns (B, T, C). Raises ValueError beyond block_size.
+        where in their own example, (B, T); a cache knows them itself. Returns (B, T, C). Raises ValueError beyond
+        block_size, and for positions beside a cache.
         """
         T, visible = tokens.size(1), None
         if T > self.config.block_size:
             raise ValueError(f"a row of {T} tokens is longer than the model's block_size {self.config.block_size}")
+        if cache is not None and (positions is not None or not self.config.causal):
+            raise ValueError("a cache tells itself where its tokens stand, and only a causal model can have one")
         if cache is not None:
             positions, visible = cache.begin(T)  # (T,) or (B, T), None or (B, 1, T, S)
         elif positions is None:
             positions = torch.arange(T, device=tokens.device)
-        elif positions.dim() == 2:
-            visible = visible_in_packed_rows(positions)  # (B, 1, T, T)
+        if positions.dim() == 2 and cache is None:
+            visible = visible_in(positions, self.config.causal)  # (B, 1, T, T)
+        elif not self.config.causal:
+            visible = torch.ones(T, T, dtype=torch.bool, device=tokens.device)
         with self.autocast():
             x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
             for layer, block in enumerate(self.blocks):
@@ -199,7 +222,8 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Logits of the token that follows each position, or only of the positions that are graded.
+        """Logits of the token that follows each position (of the classes, with a head of its own), or only of the
+        positions that are graded.
 
         tokens: (B, T) ids; graded: (B, T) bool; positions as in hidden. Returns (B, T, V), or (N, V) with graded, row
         by row: the other logits are never computed. They are fp32 in any precision, for a loss that is.
@@ -208,7 +232,7 @@ class GPT(nn.Module):
         if graded is not None:
             h = h[graded]  # (N, C)
         with self.autocast():
-            logits = F.linear(h, self.wte.weight)  # h Wᵀ, (B, T, V) or (N, V)
+            logits = F.linear(h, self.wte.weight) if self.head is None else self.head(h)  # (B, T, V) or (N, V)
         return logits.float()
 
 

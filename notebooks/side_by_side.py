@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from run.config import Mistake, command_line
+from cli import Mistake, command_line
 
 HERE = Path(__file__).parent
 SCRIPTS = ("train_pretrain.py", "train_sft.py", "train_lora.py")

@@ -1,14 +1,17 @@
 """Where a run computes and in which precision: chosen by itself, or as asked."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from cli import Mistake
+from model.fused_lora import fuse
 from model.generate import generate
 from model.gpt import GPT, GPTConfig
-from run.config import Mistake
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
@@ -82,18 +85,59 @@ def choose_precision(name: str, device: torch.device, n_embd: int) -> tuple[torc
     return torch.float32, why
 
 
-def tell_how(model: GPT, config: Any, device: torch.device) -> str:
-    """Tells the model in which precision to compute, and how a training script's config asks it to. Returns why so."""
+def set_up(model: GPT, config: Any, device: torch.device) -> str:
+    """Tells the model in which precision to compute, and how a training script's config asks it to; switches on the
+    kernels that are faster than what model/ writes out. Returns why that precision."""
     if config.compile:
         check_compiler(device)
     model.precision, why = choose_precision(config.precision, device, model.config.n_embd)
     model.checkpoint_activations = config.checkpoint_activations
     for block in model.blocks:
-        if not fused_attention_pays(model.precision, device, config.block_size):
-            block.attn.fused = False
+        block.attn.fused = fused_attention_pays(model.precision, device, config.block_size)
+    fuse(model)
     if config.compile:
         model.compile_blocks()
     return why
+
+
+class GradientScale:
+    """fp16 has too little range for small gradients (Micikevicius et al. 2017, sec. 3.2). So the gradient is scaled up
+    where it enters the model, at the logits, and the parameters' gradients are scaled down again before they are used.
+
+    The scale is halved when a gradient overflows, and doubled after 2,000 steps in which none did. In other precisions
+    nothing is scaled.
+    """
+
+    GOOD_STEPS = 2000
+
+    def __init__(self, model: GPT) -> None:
+        self.on = model.precision == torch.float16
+        self.scale, self.good_steps = 2.0**16, 0
+        if self.on:
+            model.register_forward_hook(lambda model, inputs, logits: self._watch(logits))
+
+    def _watch(self, logits: Tensor) -> None:
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * self.scale)
+
+    def unscale(self, parameters: Iterable[Tensor]) -> None:
+        for parameter in parameters if self.on else ():
+            if parameter.grad is not None:
+                parameter.grad /= self.scale
+
+    def update(self, finite: bool) -> bool:
+        """After each step, with whether its gradients are finite, which it returns."""
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.scale /= 2
+        elif self.good_steps % self.GOOD_STEPS == 0:
+            self.scale *= 2
+        return finite
+
+    def can_shrink(self) -> bool:
+        """Whether a smaller scale is left to try after an overflow: at 1 nothing is scaled, so something else is
+        wrong."""
+        return self.on and self.scale >= 1
 
 
 def fused_attention_pays(precision: torch.dtype, device: torch.device, row_length: int) -> bool:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from cli import Mistake, command_line, flag
 from data.tokenizer import load_tokenizer
 from model.gpt import GPTConfig
-from run import checkpoint, ranks
-from run.config import Mistake, command_line, flag
+from run import ranks
 from run.device import NAMES, choose_device, peak_mb
 from run.memory import Run, memory_there, size
+from store import checkpoint
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 
@@ -160,7 +161,9 @@ def hint(config: Any) -> str:
     own = {field.name: getattr(config, field.name) for field in fields(Config) if hasattr(config, field.name)}
     method = "lora" if hasattr(config, "r") else "pretrain"
     V = 257 if config.init_from else load_tokenizer(config.tokenizer).n_vocab
-    plan = Config(**{**own, "method": method, "vocab_size": V, "device": device.type, "ranks": ranks.here()[1]})
+    plan = Config(
+        **{**own, "method": method, "vocab_size": V, "device": device.type, "ranks": ranks.rank_and_size()[1]}
+    )
     model = shape(plan)
     run, there = Run(plan, model), memory_there(device)
     need = run.peak().total()

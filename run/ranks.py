@@ -18,23 +18,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from run.config import Mistake
+from cli import Mistake
 
 
-def join() -> None:
+def join(device: str = "auto") -> None:
     """Joins the other ranks if torchrun has started this process. Only rank 0 goes on to print."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         return
     local_rank = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
+    on_gpus = torch.cuda.is_available() and device != "cpu"
+    if on_gpus:
         if local_rank >= torch.cuda.device_count():
             raise Mistake(f"--nproc-per-node is more than the {torch.cuda.device_count()} GPUs of this machine")
         torch.cuda.set_device(local_rank)
     # numbers are added up on the CPU, by gloo, so that a GPU need not wait; hours, for a long text to be tokenised
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if on_gpus and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
     atexit.register(leave)
-    if here()[0] > 0:
+    if rank_and_size()[0] > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, open to the end
 
 
@@ -43,14 +44,14 @@ def leave() -> None:
     dist.destroy_process_group()
 
 
-def here() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """Which rank this is, and of how many: (0, 1) without torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def mean(value: float) -> float:
     """The mean of all ranks' values: in one rank the value itself."""
-    n_ranks = here()[1]
+    n_ranks = rank_and_size()[1]
     if n_ranks == 1:
         return value
     total = torch.tensor(value, dtype=torch.float64)
@@ -60,7 +61,7 @@ def mean(value: float) -> float:
 
 def highest(values: list[float]) -> list[float]:
     """Of each value the highest of all ranks."""
-    if here()[1] > 1:
+    if rank_and_size()[1] > 1:
         highest = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(highest, dist.ReduceOp.MAX)
         values = highest.tolist()
@@ -73,7 +74,7 @@ def share(model: nn.Module, device: torch.device, shard: bool, micro_batches: in
         _shard(model, device)
     else:
         model.to(device)
-        if here()[1] > 1:
+        if rank_and_size()[1] > 1:
             _replicate(model, micro_batches)
 
 
@@ -108,19 +109,14 @@ def _shard(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh  # here alone: it takes a second
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (here()[1],))
+    mesh = init_device_mesh(device.type, (rank_and_size()[1],))
     for block in model.blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=mesh)  # block by block, so that a GPU never has to hold more than one whole
     fully_shard(model, mesh=mesh)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be in parts on all ranks, in one piece. All ranks must ask for it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """The other way: a whole tensor in parts as those of the parameter, if it has parts and the same shape."""
+    """A whole tensor in parts as those of the parameter, if it has parts and the same shape."""
     if not hasattr(parameter, "full_tensor") or tensor.shape != parameter.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor

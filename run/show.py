@@ -9,14 +9,20 @@ from itertools import groupby
 import tiktoken
 from torch import nn
 
-from data.batches import Batch
+from data.batches import Batch, Batches
 
 ROWS, EDGE = 3, 6  # rows shown; positions shown at each end of a long stretch that is graded, or is not
 GREEN, GREY, PLAIN = "\033[32m", "\033[90m", "\033[0m"
 
 
+def first_batch(batches: Batches, tokenizer: tiktoken.Encoding, model: nn.Module) -> dict:
+    """Prints the first micro-batch and what learns: all that --show-batch does."""
+    print(batch(batches.of_step(0)[0], tokenizer), what_learns(model), sep="\n\n")
+    return {}
+
+
 def batch(batch: Batch, tokenizer: tiktoken.Encoding) -> str:
-    """A line a position, after the shift: what is read there, what must be predicted there, and whether it is graded.
+    """A line a position: what is read there, what must be predicted there, and whether it is graded.
 
     Graded positions are green and the others grey in a terminal; in a file, or with $NO_COLOR, there are words alone.
     """

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: the first asks a run to finish its step, the second leaves at once."""
+"""Ctrl-C, SIGTERM and SIGHUP (a terminal was closed): the first asks a run to finish its step, the second leaves at
+once."""
 
 import signal
 import threading
@@ -6,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class Stop:
-    """Which signal has asked for a stop: 0 for none, SIGINT or SIGTERM."""
+    """Which signal has asked for a stop: 0 for none."""
 
     number = 0
 
@@ -26,7 +29,7 @@ def asked_to_stop() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread only
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
         yield stop
     finally:

@@ -369,7 +369,7 @@ BUGS = [
         "21b",
         "An adapter is put on another base than it was trained on.",
         "run/checkpoint.py",
-        'if sha256 not in ("", sha256_of_base(model)):',
+        'if sha256 not in ("", fingerprint(plain_names(model))):',
         "if sha256 is None:",
         "adapter_on_another_base",
         caught_in("lora", "a_wrong_base_a_wrong_rank_and_half_an_adapter_are_refused_by_name"),

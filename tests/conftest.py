@@ -85,7 +85,7 @@ def train(base, text, instructions, tmp_path):
 
 def weights(run):
     """The tensors that a run has saved."""
-    file = run / "model.pt" if (run / "model.pt").exists() else run / "adapter.pt"
+    file = run / "model.pt" if (run / "model.pt").exists() else run / "learned.pt"
     return torch.load(file, weights_only=True)["weights"]
 
 

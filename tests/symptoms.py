@@ -19,15 +19,15 @@ import train_sft
 from data.batches import Batches, collate
 from data.examples import Example, from_instructions, graded_everywhere, packed, render_prompt
 from evaluate import token_nll
-from model import gpt2
 from model.generate import generate
 from model.gpt import GPTConfig
 from model.lora import apply_lora, base_state_dict, lora_layers, lora_state_dict, merge, unmerge
-from run.checkpoint import load_adapter, load_model, tokenizer_of
+from store import gpt2
+from store.checkpoint import load_adapter, open_run
 
 BASE = "data/builtin/base"
 SCRIPTS = {"sft": train_sft, "lora": train_lora}
-TOKENIZER = tokenizer_of(BASE)
+TOKENIZER = open_run(BASE).tokenizer
 ONE = [{"instruction": "Name a sea.", "output": "Baltic"}] * 2
 TOKENS = torch.arange(3, 67).view(2, 32)
 
@@ -57,7 +57,7 @@ def some_examples():
 def with_adapter(targets=("q_proj", "up_proj"), r=4, alpha=8.0, dropout=0.0):
     """The base with an adapter that does something."""
     torch.manual_seed(0)
-    model = load_model(BASE).eval()
+    model = open_run(BASE).model().eval()
     apply_lora(model, r, alpha, dropout, targets)
     for tensor in lora_state_dict(model).values():
         torch.nn.init.normal_(tensor, std=0.1)
@@ -110,7 +110,7 @@ def answers_that_end():
 
 def nothing_graded():
     inputs, targets, graded, _ = collate([Example(np.arange(5), np.arange(5) > 9)])
-    nll = -load_model(BASE)(inputs, graded).log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)
+    nll = -open_run(BASE).model()(inputs, graded).log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)
     return f"the loss of a row with nothing graded is {(nll.sum() / graded.sum()).item()}"
 
 
@@ -131,13 +131,13 @@ def in_micro_batches():
 
 
 def at_batch_sizes():
-    model, examples = load_model(BASE), some_examples()
+    model, examples = open_run(BASE).model(), some_examples()
     return f"the NLL in batches of 1, 3 and 9 is {', '.join(f'{token_nll(model, examples, n):.4f}' for n in (1, 3, 9))}"
 
 
 def as_reported():
     results, run = train(steps=10)
-    judged = token_nll(load_model(run), from_instructions(written(RECORDS), TOKENIZER, 128, 0.1)[1], 4)
+    judged = token_nll(open_run(run).model(), from_instructions(written(RECORDS), TOKENIZER, 128, 0.1)[1], 4)
     return f"train_sft.py says {results['held_out_nll']:.4f} nats, evaluate.py {judged:.4f}"
 
 
@@ -160,9 +160,9 @@ def asked_by_sample():
 
 
 def lora_at_its_start():
-    model = load_model(BASE)
+    model = open_run(BASE).model()
     apply_lora(model, 8, 16.0, 0.0)
-    return f"before the first step LoRA moves the base's logits by up to {distance(model, load_model(BASE))}"
+    return f"before the first step LoRA moves the base's logits by up to {distance(model, open_run(BASE).model())}"
 
 
 def scale_of_lora():
@@ -181,7 +181,7 @@ def drift_of_the_base():
     seen = []
     train_lora.checkpoint.save_adapter = lambda out, model, base: seen.append(model) or 0  # which would refuse it
     train("lora", steps=20, weight_decay=0.1)
-    before, after = load_model(BASE).state_dict(), base_state_dict(seen[0])
+    before, after = open_run(BASE).model().state_dict(), base_state_dict(seen[0])
     drift = {name: (after[name] - tensor).abs().max().item() for name, tensor in before.items()}
     moved = sum(value > 0 for value in drift.values())
     return f"after 20 steps {moved} of the base's {len(drift)} tensors have drifted, by up to {max(drift.values()):.2g}"
@@ -211,7 +211,7 @@ def merged_twice():
 
 
 def unmerged():
-    model, base = with_adapter(), load_model(BASE).state_dict()
+    model, base = with_adapter(), open_run(BASE).model().state_dict()
     merge(model)
     unmerge(model)
     after = base_state_dict(model)
@@ -228,7 +228,7 @@ def merged():
 
 
 def merged_into_the_head():
-    model = load_model(BASE)
+    model = open_run(BASE).model()
     theirs = gpt2.weights_of(model.state_dict())
     theirs["lm_head.weight"] = model.wte.weight.detach() + 0.05 * torch.randn(model.wte.weight.shape)
     ours = gpt2.model_from(gpt2.without_extras(theirs), model.config)
@@ -237,7 +237,7 @@ def merged_into_the_head():
 
 
 def lora_on_the_embedding():
-    model = load_model(BASE)
+    model = open_run(BASE).model()
     apply_lora(model, 8, 16.0, 0.0, ("q_proj", "wte"))
     has = sorted({path.split(".")[-1] for path, _ in lora_layers(model)})
     return f"asked for q_proj and wte, it is on {' and '.join(has)}"
@@ -261,7 +261,7 @@ def logits_of_gpt2():
 
 
 def packed_and_separate():
-    model, separate = load_model(BASE), graded_everywhere(some_examples())
+    model, separate = open_run(BASE).model(), graded_everywhere(some_examples())
     alone, together = (token_nll(model, rows, 9) for rows in (separate, packed(separate, 128)))
     return f"the NLL of examples in rows of their own is {alone:.4f}, packed {together:.4f}"
 
@@ -294,14 +294,14 @@ def resumed():
 
 
 def evaluated_twice():
-    model, examples = load_model(BASE, dropout=0.2).train(), some_examples()
+    model, examples = open_run(BASE).model(dropout=0.2).train(), some_examples()
     first, second = (token_nll(model, examples, 9) for _ in range(2))
     mode = "training" if model.training else "eval"
     return f"two evaluations give {first:.4f} and {second:.4f}, and leave the model in {mode} mode"
 
 
 def alone_and_together():
-    model, n = load_model(BASE), 20
+    model, n = open_run(BASE).model(), 20
     prompts = [
         TOKENIZER.encode_ordinary(text) for text in ("The", "Once there was", "Anna has a red ball in the old box")
     ]
@@ -324,14 +324,16 @@ def order_of_epochs():
 
 def adapter_that_comes_back():
     _, run = train("lora", steps=10, targets="q_proj,v_proj")
-    model = load_model(BASE)
+    model = open_run(BASE).model()
     load_adapter(model, run)
-    return f"an adapter of 10 steps, saved and loaded, moves the logits by up to {distance(model, load_model(BASE))}"
+    return (
+        f"an adapter of 10 steps, saved and loaded, moves the logits by up to {distance(model, open_run(BASE).model())}"
+    )
 
 
 def adapter_on_another_base():
     _, run = train("lora")
-    base = load_model(BASE)
+    base = open_run(BASE).model()
     base.ln_f.weight.data *= 1.5
     load_adapter(base, run)
     return "an adapter is taken by a base that it was not trained on"
@@ -346,7 +348,7 @@ def what_is_decayed():
 
 
 def embedding_shapes():
-    model = load_model(BASE)
+    model = open_run(BASE).model()
     return model.wte.weight.shape, model.wpe.weight.shape
 
 

@@ -7,14 +7,14 @@ from random import Random
 import pytest
 import torch
 
-from data import world
 from data.examples import from_text
 from evaluate import first_lines, perplexity, token_nll
-from run.checkpoint import load_model, tokenizer_of
+from store.checkpoint import open_run
+from world import __main__ as world
 
 BASE = Path(__file__).parent.parent / "data" / "builtin" / "base"
 CARD = (BASE / "README.md").read_text(encoding="utf-8")
-MODEL, TOKENIZER = load_model(BASE), tokenizer_of(BASE)
+MODEL, TOKENIZER = open_run(BASE).model(), open_run(BASE).tokenizer
 
 
 def of_the_card(pattern):

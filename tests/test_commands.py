@@ -8,11 +8,11 @@ import torch
 import compare
 import evaluate
 import sample
-import sweep
 from data import tokenizer
 from data.examples import Instruction, from_instructions, from_text, read_instructions, render_prompt
+from experiment import sweep
 from model.gpt import GPT, GPTConfig
-from run.checkpoint import load_model, save_model, tokenizer_of
+from store.checkpoint import open_run, save_model
 
 
 def test_sample_continues_a_prompt_and_repeats_itself_with_one_seed(base, capsys):
@@ -81,8 +81,8 @@ def test_evaluate_prints_loss_and_perplexity_and_for_instructions_exact_match(ki
     file, read = (text, from_text) if kind == "text" else (instructions, from_instructions)
     evaluate.main(evaluate.Config(from_=base, device="cpu", held_out=0.3, **{kind: file}))
     said = capsys.readouterr().out
-    _, examples = read(file, tokenizer_of(base), 192, 0.3)
-    assert f"NLL {evaluate.token_nll(load_model(base), examples, 32):.4f}" in said
+    _, examples = read(file, open_run(base).tokenizer, 192, 0.3)
+    assert f"NLL {evaluate.token_nll(open_run(base).model(), examples, 32):.4f}" in said
     assert "perplexity" in said and ("exact match 0.0%" in said) == (kind == "instructions")
 
 
@@ -92,20 +92,20 @@ def test_a_model_with_a_tokenizer_of_its_own_takes_it_along(text, tmp_path):
     encoding = tokenizer.load_tokenizer(str(own))
     model = GPT(GPTConfig(encoding.n_vocab, 16, 1, 2, 8))
     save_model(tmp_path, model, encoding)
-    assert tokenizer_of(tmp_path).name == encoding.name
+    assert open_run(tmp_path).tokenizer.name == encoding.name
     assert (tmp_path / "tokenizer.tiktoken").read_bytes() == own.read_bytes()
     assert all(
         torch.equal(one, other)
-        for one, other in zip(load_model(tmp_path).parameters(), model.parameters(), strict=True)
+        for one, other in zip(open_run(tmp_path).model().parameters(), model.parameters(), strict=True)
     )
     (tmp_path / "tokenizer.tiktoken").write_bytes(own.read_bytes().replace(b" 256\n", b" 279\n", 1))
     with pytest.raises(ValueError, match="tokenizer"):
-        tokenizer_of(tmp_path)
+        open_run(tmp_path).tokenizer
 
 
 def test_a_save_that_breaks_off_leaves_the_old_file(base, tmp_path, monkeypatch):
-    model = load_model(base)
-    save_model(tmp_path, model, tokenizer_of(base))
+    model = open_run(base).model()
+    save_model(tmp_path, model, open_run(base).tokenizer)
     before = (tmp_path / "model.pt").read_bytes()
 
     def breaks_off(contents, file):
@@ -114,7 +114,7 @@ def test_a_save_that_breaks_off_leaves_the_old_file(base, tmp_path, monkeypatch)
 
     monkeypatch.setattr(torch, "save", breaks_off)
     with pytest.raises(OSError, match="no space"):
-        save_model(tmp_path, model, tokenizer_of(base))
+        save_model(tmp_path, model, open_run(base).tokenizer)
     assert (tmp_path / "model.pt").read_bytes() == before
 
 
@@ -138,7 +138,7 @@ def test_examples_in_the_prompt_are_written_as_the_model_would_have_answered_the
 
 
 def test_first_lines_end_where_the_line_does(base):
-    model, tokenizer = load_model(base), tokenizer_of(base)
+    model, tokenizer = open_run(base).model(), open_run(base).tokenizer
     said = evaluate.first_lines(model, tokenizer, ["the old ship", "a calm sea"], 30, batch_size=1)
     assert len(said) == 2 and all("\n" not in line and line == line.strip() for line in said)
 

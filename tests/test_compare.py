@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import claims
 import compare
 from evaluate import SPLITS
-from evidence import pretraining
+from experiment import claims
+from experiment.evidence import pretraining
 from run import plot
-from run.checkpoint import load_model, load_run, sha256_of_base
+from store.checkpoint import fingerprint, load_run, open_run
 
 METHODS = [
     "base", "continued pretraining", "LoRA on the domain", "SFT", "LoRA-SFT", "SFT, prompt graded",
@@ -67,9 +67,9 @@ def test_each_method_learns_what_it_is_for(comparison):
 
 def test_lora_left_the_base_as_it_was(comparison):
     seed = comparison[1] / "seed-0"
-    fingerprint = sha256_of_base(load_model("data/builtin/base"))
+    fingerprint = fingerprint(plain_names(open_run("data/builtin/base").model()))
     for name in ("lora-on-the-domain", "lora-sft"):
-        assert torch.load(seed / name / "adapter.pt", weights_only=True)["base_sha256"] == fingerprint
+        assert torch.load(seed / name / "learned.pt", weights_only=True)["base_sha256"] == fingerprint
         assert sha256_of_base(load_run("", str(seed / name), torch.device("cpu"))[0]) == fingerprint
 
 

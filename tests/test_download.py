@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from cli import Mistake
 from data import download
-from data.download import fetch, find, made_by_rank_0, sha256_of
+from data.download import fetch, find
 from data.public import CORPORA, WEIGHTS, Public
 from data.records import read_instructions
-from run.config import Mistake
 
 CONTENT = bytes(range(256)) * 3000
 PAGE = b"<!DOCTYPE html><html>Please sign in</html>"

@@ -13,6 +13,7 @@ from conftest import metrics, weights
 
 import train_pretrain
 import train_sft
+from cli import Mistake, command_line
 from data.batches import Batches, collate
 from data.examples import Example, from_instructions, graded_everywhere, packed
 from data.tokenizer import load_tokenizer
@@ -21,7 +22,6 @@ from model.generate import generate
 from model.gpt import CausalSelfAttention
 from model.lora import apply_lora, lora_state_dict
 from run import device
-from run.config import Mistake, command_line
 from run.device import choose_precision, cpu_bf16_units, fused_attention_pays
 
 ROOT = Path(__file__).parent.parent

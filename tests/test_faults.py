@@ -20,10 +20,11 @@ import compare
 import sample
 import train_pretrain
 import train_sft
+from cli import Mistake
 from data.examples import from_instructions
 from evaluate import token_nll
-from run import checkpoint, resume, stored
-from run.config import Mistake
+from run import resume
+from store import checked, checkpoint
 from tests import kill
 
 ROOT = Path(__file__).parent.parent
@@ -54,8 +55,8 @@ def test_runs_killed_at_random_moments_and_resumed_are_bit_equal(capsys):
 def test_kill_9_in_the_midst_of_a_save_leaves_the_previous_checkpoint(tmp_path):
     """Row 1: a child saves without end, and is killed ten times; what is there always loads."""
     program = (
-        "import sys, torch; from pathlib import Path; from run import stored\n"
-        "for n in range(10**9): stored.write(Path(sys.argv[1]), {'n': n, 'w': torch.full((300_000,), float(n))})\n"
+        "import sys, torch; from pathlib import Path; from store import checked\n"
+        "for n in range(10**9): checked.write(Path(sys.argv[1]), {'n': n, 'w': torch.full((300_000,), float(n))})\n"
     )
     path, found = tmp_path / "last.pt", []
     for moment in range(10):
@@ -65,7 +66,7 @@ def test_kill_9_in_the_midst_of_a_save_leaves_the_previous_checkpoint(tmp_path):
         time.sleep(0.05 + 0.013 * moment)
         child.kill()
         child.wait()
-        contents = stored.read(path, ("n", "w"))
+        contents = checked.read(path, ("n", "w"))
         assert (contents["w"] == contents["n"]).all()
         found.append((path.stat().st_size, list(tmp_path.iterdir())))
     assert len({size for size, _ in found}) == 1
@@ -91,10 +92,10 @@ def test_a_full_disk_is_a_clear_error_and_the_good_file_stays(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("a small file system cannot be mounted here")
     try:
-        stored.write(disk / "last.pt", {"w": torch.ones(50_000)})
+        checked.write(disk / "last.pt", {"w": torch.ones(50_000)})
         with pytest.raises(OSError, match="No space left on device"):
-            stored.write(disk / "last.pt", {"w": torch.zeros(500_000)})
-        assert stored.read(disk / "last.pt", ("w",))["w"].sum() == 50_000
+            checked.write(disk / "last.pt", {"w": torch.zeros(500_000)})
+        assert checked.read(disk / "last.pt", ("w",))["w"].sum() == 50_000
         assert [path.name for path in disk.iterdir()] == ["last.pt"]
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -215,7 +216,7 @@ def test_a_damaged_metrics_file_costs_its_rows_and_not_the_run(damage, train, tm
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit(143)])
 def test_a_signal_in_the_midst_of_a_save_is_that_signal_and_leaves_the_old_file(raised, tmp_path, monkeypatch):
-    stored.write(tmp_path / "last.pt", {"n": 1})
+    checked.write(tmp_path / "last.pt", {"n": 1})
     save = torch.save
 
     class Slow:
@@ -230,8 +231,8 @@ def test_a_signal_in_the_midst_of_a_save_is_that_signal_and_leaves_the_old_file(
 
     monkeypatch.setattr(torch, "save", lambda contents, file: save(contents, Slow(file)))
     with pytest.raises(type(raised) if isinstance(raised, BaseException) else raised):
-        stored.write(tmp_path / "last.pt", {"n": 2})
-    assert stored.read(tmp_path / "last.pt", ("n",)) == {"n": 1} and len(list(tmp_path.iterdir())) == 1
+        checked.write(tmp_path / "last.pt", {"n": 2})
+    assert checked.read(tmp_path / "last.pt", ("n",)) == {"n": 1} and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_resumed_run_in_fp16_goes_on_with_the_scale_that_it_had(train, tmp_path):
@@ -241,7 +242,7 @@ def test_a_resumed_run_in_fp16_goes_on_with_the_scale_that_it_had(train, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         stopped(train, "sft", at=4, **how)
     [run] = [path for path in tmp_path.glob("run*") if path != whole]
-    contents = stored.read(run / "last.pt", resume.LAST)
+    contents = checked.read(run / "last.pt", resume.LAST)
     assert contents["scaler"]["_growth_tracker"] > 0
     train("sft", **how, resume=True, out=run)
     assert files(run) == files(whole)
@@ -272,7 +273,7 @@ def test_a_comparison_that_is_killed_takes_its_training_with_it_saved(tmp_path):
         time.sleep(0.1)
     time.sleep(1)
     rows = metrics_rows(run)
-    assert stored.read(run / "last.pt", resume.LAST)["step"] == rows
+    assert checked.read(run / "last.pt", resume.LAST)["step"] == rows
     time.sleep(0.5)
     assert metrics_rows(run) == rows and multiprocessing.active_children() == []
 
@@ -352,9 +353,9 @@ def test_another_config_other_data_and_another_base_are_refused_by_name(train, t
     model = Path(base, "model.pt")
     saved = model.read_bytes()
     try:
-        changed = checkpoint.load_model(base)
+        changed = checkpoint.open_run(base).model()
         changed.wte.weight.data[0, 0] += 1
-        checkpoint.save_model(base, changed, checkpoint.tokenizer_of(base))
+        checkpoint.save_model(base, changed, checkpoint.open_run(base).tokenizer)
         with pytest.raises(Mistake, match="began with another base"):
             train("lora", resume=True, out=run, steps=4)
     finally:
@@ -379,8 +380,8 @@ def test_the_best_model_is_the_one_of_the_lowest_held_out_loss(train, instructio
     _, run = train("sft", steps=6, eval_every=1, learning_rate=0.3, keep_best=True)
     losses = [float(value) for value in metrics(run, "held_out_nll")]
     assert min(losses) < losses[-1]
-    held_out = from_instructions(instructions, checkpoint.tokenizer_of(run / "best"), 192, 0.1)[1]
-    assert token_nll(checkpoint.load_model(run / "best"), held_out, 4) == pytest.approx(min(losses), rel=1e-6)
+    held_out = from_instructions(instructions, checkpoint.open_run(run / "best").tokenizer, 192, 0.1)[1]
+    assert token_nll(checkpoint.open_run(run / "best").model(), held_out, 4) == pytest.approx(min(losses), rel=1e-6)
 
 
 def test_compare_goes_on_with_the_methods_that_are_not_done(base, text, instructions, tmp_path, monkeypatch, capsys):
@@ -428,7 +429,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(number, code, b
     out, err = child.communicate(timeout=30)
     assert child.returncode == code and "Traceback" not in err
     assert "the same command and --resume goes on" in out
-    assert stored.read(tmp_path / "run" / "last.pt", resume.LAST)["step"] == metrics_rows(tmp_path / "run")
+    assert checked.read(tmp_path / "run" / "last.pt", resume.LAST)["step"] == metrics_rows(tmp_path / "run")
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -437,7 +438,7 @@ def test_a_second_signal_leaves_at_once(number, code, base, text, tmp_path):
     program = tmp_path / "slow.py"
     program.write_text(
         "import sys, time, train_pretrain as script\n"
-        "from run.config import command_line\n"
+        "from cli import command_line\n"
         "log = script.Session.log\n"
         "def slow(*args):\n"
         "    print('in a step', flush=True)\n"
@@ -488,7 +489,7 @@ def test_in_a_notebook_an_interrupt_leaves_the_kernel_usable(train):
 # ---- damage --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["model.pt", "adapter.pt", "last.pt"])
+@pytest.mark.parametrize("file", ["model.pt", "learned.pt", "last.pt"])
 @pytest.mark.parametrize(
     "damage, sentence",
     [
@@ -527,14 +528,14 @@ def test_a_checkpoint_from_a_stranger_cannot_run_code(tmp_path, base, train):
         def __reduce__(self):
             return (open, (str(tmp_path / "owned"), "w"))
 
-    stored.write(tmp_path / "model.pt", {"config": Evil(), "tokenizer": "bytes", "weights": {}})
+    checked.write(tmp_path / "model.pt", {"config": Evil(), "tokenizer": "bytes", "weights": {}})
     with pytest.raises(Mistake, match="cannot be read as a checkpoint"):
-        checkpoint.load_model(tmp_path)
+        checkpoint.open_run(tmp_path).model()
     with pytest.raises(KeyboardInterrupt):
         stopped(train, "pretrain", at=1)
     [run] = tmp_path.glob("run*")
-    contents = stored.read(run / "last.pt", resume.LAST)
-    stored.write(run / "last.pt", {**contents, "told": Evil()})
+    contents = checked.read(run / "last.pt", resume.LAST)
+    checked.write(run / "last.pt", {**contents, "told": Evil()})
     with pytest.raises(Mistake, match="cannot be read as a checkpoint"):
         train("pretrain", resume=True, out=run)
     assert not (tmp_path / "owned").exists()
@@ -564,7 +565,7 @@ def test_what_is_not_finite_stops_the_run_and_never_replaces_a_good_save(what, m
     with pytest.raises(Mistake, match=r"step 3 has loss .* at learning rate .*: training diverged .*has the last good"):
         train(method, steps=6, save_every=1)
     [run] = tmp_path.glob("run*")
-    contents = stored.read(run / "last.pt", resume.LAST)
+    contents = checked.read(run / "last.pt", resume.LAST)
     assert contents["step"] == 3 and all(tensor.isfinite().all() for tensor in contents["learns"].values())
 
 
@@ -599,8 +600,8 @@ def test_an_adapter_on_the_wrong_base_or_rank_is_refused(train, base, tmp_path):
     _, other = train("pretrain")
     with pytest.raises(Mistake, match=r"was trained on .*, not on this base: their weights differ"):
         sample.main(sample.Config(from_=str(other), adapter=str(adapter), prompt="the", device="cpu"))
-    contents = stored.read(adapter / "adapter.pt", checkpoint.ADAPTER)
-    stored.write(adapter / "adapter.pt", {**contents, "config": {**contents["config"], "r": 4}})
+    contents = checked.read(adapter / "learned.pt", checkpoint.ADAPTER)
+    checked.write(adapter / "learned.pt", {**contents, "config": {**contents["config"], "r": 4}})
     with pytest.raises(Mistake, match=r"does not fit its base: .* is \(8, 16\) in the adapter, \(4, 16\) in the model"):
         sample.main(sample.Config(from_=base, adapter=str(adapter), prompt="the", device="cpu"))
 
@@ -608,5 +609,5 @@ def test_an_adapter_on_the_wrong_base_or_rank_is_refused(train, base, tmp_path):
 def test_a_checkpoint_holds_plain_types_and_says_json_of_its_config(train):
     """What is stored can be read by anybody who has torch: no class of ours, no Path, no numpy."""
     _, run = train("lora")
-    contents = torch.load(run / "adapter.pt", weights_only=True)
+    contents = torch.load(run / "learned.pt", weights_only=True)
     json.dumps({name: value for name, value in contents.items() if name != "weights"})

@@ -21,14 +21,14 @@ import sample
 import train_lora
 import train_pretrain
 import train_sft
+from cli import command_line
 from data import download
 from data.batches import in_order
 from data.examples import from_text
 from data.public import CORPORA, Public
 from data.tokenizer import load_tokenizer, padded, save_tokenizer, train_bpe
 from model.gpt import GPT, GPTConfig
-from run import checkpoint, stored
-from run.config import command_line
+from store import checked, checkpoint
 
 ROOT = Path(__file__).parent.parent
 BYTES = load_tokenizer("bytes")
@@ -147,7 +147,7 @@ def test_another_tokenizer_beside_the_model_is_refused(refuses, tmp_path, text):
         save_tokenizer(train_bpe([words], 270), tmp_path / name)
     one = load_tokenizer(str(tmp_path / "one"))
     folder = checkpoint_of(tmp_path, one.n_vocab, one)
-    assert checkpoint.tokenizer_of(folder).name == one.name
+    assert checkpoint.open_run(folder).tokenizer.name == one.name
     (folder / "tokenizer.tiktoken").write_bytes((tmp_path / "other").read_bytes())
     assert "tokenizer.tiktoken is not the tokenizer that its model" in refuses(
         "pretrain", "--init-from", folder, "--text", text
@@ -159,12 +159,12 @@ def test_a_model_padded_to_a_multiple_of_64_trains_and_whatever_it_says_is_decod
     folder = checkpoint_of(tmp_path, 320)
     contents = torch.load(folder / "model.pt", weights_only=True)
     contents["weights"]["wte.weight"][257:] *= 1000
-    stored.write(folder / "model.pt", contents)
+    checked.write(folder / "model.pt", contents)
     settings = {"steps": 1, "learning_rate": 1e-9, "batch_size": 4, "device": "cpu", "block_size": 192}
     data = {"init_from": str(folder), "out": str(tmp_path / "run"), "instructions": instructions}
     assert train_sft.main(train_sft.Config(**data, **settings))["held_out_nll"] > 0
     assert "<|unused " in capsys.readouterr().out
-    tokenizer = checkpoint.tokenizer_of(folder)
+    tokenizer = checkpoint.open_run(folder).tokenizer
     assert (tokenizer.n_vocab, tokenizer.eot_token, tokenizer.name) == (320, 256, "bytes")
     assert tokenizer.encode_ordinary("<|unused 300|>") == [*b"<|unused 300|>"]
     assert padded(BYTES, 257).n_vocab == 257

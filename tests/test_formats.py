@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli import Mistake
 from data.batches import in_order
 from data.download import find
 from data.examples import (
@@ -25,7 +26,6 @@ from data.records import column_map, read_records
 from data.text import encode, pieces_of, token_file
 from data.tokenizer import Config, load_tokenizer, main
 from evaluate import answered_right
-from run.config import Mistake
 
 BYTES = load_tokenizer("bytes")
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"

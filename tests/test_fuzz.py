@@ -28,15 +28,15 @@ import sample
 import train_lora
 import train_pretrain
 import train_sft
+from cli import Mistake, command_line
 from data.batches import collate
 from data.examples import Example, from_instructions, graded_everywhere, packed, read_instructions
 from data.records import column_map
 from data.text import token_file
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
 from model.gpt import GPT, GPTConfig
-from model.safetensors import DTYPES, read_safetensors, write_safetensors
-from run import checkpoint
-from run.config import Mistake, command_line
+from store import checkpoint
+from store.safetensors import DTYPES, read_safetensors, write_safetensors
 
 BYTES = load_tokenizer("bytes")
 inputs_of_each_test = []

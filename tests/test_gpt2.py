@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli import Mistake
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
-from model import gpt2
+from export import export_run, merge_run
 from model.generate import generate
 from model.gpt import GPT, GPTConfig
 from model.lora import lora_layers, merge
-from model.safetensors import read_safetensors, write_safetensors
-from run import checkpoint
-from run.config import Mistake
-from run.export import export_run, merge_run
+from store import checkpoint, gpt2
+from store.safetensors import read_safetensors, write_safetensors
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,7 +63,7 @@ def same_logits(one, other, tolerance=1e-5):
 
 
 def test_a_model_saved_by_transformers_comes_in_with_the_same_logits(theirs, saved):
-    same_logits(checkpoint.load_model(saved), theirs)
+    same_logits(checkpoint.open_run(saved).model(), theirs)
     assert checkpoint.config_of(saved) == GPTConfig(257, 32, 2, 2, 128)
 
 
@@ -73,19 +72,19 @@ def test_weights_come_in_without_a_config_with_the_published_names_and_as_bin(th
     bare = {name.removeprefix("transformer."): tensor for name, tensor in theirs.state_dict().items()}
     bare["h.0.attn.bias"], bare["h.0.attn.masked_bias"] = torch.ones(1, 1, 32, 32), torch.tensor(-1e4)
     torch.save(bare, tmp_path / "pytorch_model.bin")
-    same_logits(checkpoint.load_model(tmp_path / "pytorch_model.bin"), theirs)
+    same_logits(checkpoint.open_run(tmp_path / "pytorch_model.bin").model(), theirs)
     assert "2 heads of 64 channels are taken" in capsys.readouterr().out
     del bare["lm_head.weight"]
     write_safetensors(tmp_path / "bare.safetensors", {name: t.contiguous() for name, t in bare.items()})
-    same_logits(checkpoint.load_model(tmp_path / "bare.safetensors"), theirs)
+    same_logits(checkpoint.open_run(tmp_path / "bare.safetensors").model(), theirs)
 
 
 def test_weights_in_several_files_and_in_half_precision_come_in(theirs, tmp_path):
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="500KB")
     assert not (tmp_path / "shards" / "model.safetensors").exists()
-    same_logits(checkpoint.load_model(tmp_path / "shards"), theirs)
+    same_logits(checkpoint.open_run(tmp_path / "shards").model(), theirs)
     theirs.bfloat16().save_pretrained(tmp_path / "half")
-    model = checkpoint.load_model(tmp_path / "half")
+    model = checkpoint.open_run(tmp_path / "half").model()
     assert model.wte.weight.dtype == torch.float32
     same_logits(model, theirs.float())
 
@@ -102,23 +101,26 @@ def test_an_exported_run_loads_in_transformers_with_no_missing_key(which, base, 
     export_run(str(run), tmp_path / "out")
     model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    same_logits(checkpoint.load_model(run), model)
-    ours, their_tokenizer = checkpoint.tokenizer_of(run), transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    same_logits(checkpoint.open_run(run).model(), model)
+    ours, their_tokenizer = (
+        checkpoint.open_run(run).tokenizer,
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "out"),
+    )
     for said in (Path(text).read_text(encoding="utf-8")[:2000], "Öl ☂ 7_x  y\n\n z\t", "naïve!!! 12345"):
         assert their_tokenizer.encode(said) == ours.encode_ordinary(said)
         assert their_tokenizer.decode(ours.encode_ordinary(said)) == said
     assert their_tokenizer.eos_token_id == ours.eot_token == model.config.eos_token_id
     # and back again, where it goes on as the run it was
-    same_logits(checkpoint.load_model(tmp_path / "out"), checkpoint.load_model(run), 0)
-    assert checkpoint.tokenizer_of(tmp_path / "out").name == ours.name
+    same_logits(checkpoint.open_run(tmp_path / "out").model(), checkpoint.open_run(run).model(), 0)
+    assert checkpoint.open_run(tmp_path / "out").tokenizer.name == ours.name
 
 
 def test_transformers_generates_from_an_export_what_we_do(base, tmp_path, transformers):
     export_run(base, tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    prompt = checkpoint.tokenizer_of(base).encode_ordinary("the old ship")
+    prompt = checkpoint.open_run(base).tokenizer.encode_ordinary("the old ship")
     said = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0)[0, len(prompt) :]
-    assert said.tolist() == generate(checkpoint.load_model(base), [prompt], 20)[0]
+    assert said.tolist() == generate(checkpoint.open_run(base).model(), [prompt], 20)[0]
 
 
 def test_the_gpt2_tokenizer_is_exported_id_for_id(tmp_path, transformers, monkeypatch):
@@ -156,7 +158,7 @@ def test_a_model_that_is_not_gpt2_as_built_here_is_refused_by_name(saved, change
     settings = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(settings | change))
     with pytest.raises(Mistake, match=sentence) as said:
-        checkpoint.load_model(saved)
+        checkpoint.open_run(saved).model()
     assert "theirs" in str(said.value)
 
 
@@ -165,10 +167,10 @@ def test_another_head_and_another_vocabulary_are_refused(theirs, saved, tmp_path
     state["lm_head.weight"] += 1
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(Mistake, match="a head that is not tied"):
-        checkpoint.load_model(tmp_path / "pytorch_model.bin")
+        checkpoint.open_run(tmp_path / "pytorch_model.bin").model()
     (saved / "config.json").write_text((saved / "config.json").read_text().replace('"tokenizer": "bytes"', '"x": 1'))
     with pytest.raises(Mistake, match="has 257 tokens; only GPT-2's own tokenizer"):
-        checkpoint.tokenizer_of(saved)
+        checkpoint.open_run(saved).tokenizer
 
 
 def test_a_pickle_in_place_of_weights_is_never_run(tmp_path):
@@ -178,7 +180,7 @@ def test_a_pickle_in_place_of_weights_is_never_run(tmp_path):
 
     torch.save({"wte.weight": Evil()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(Mistake, match="it is no file of tensors alone"):
-        checkpoint.load_model(tmp_path / "pytorch_model.bin")
+        checkpoint.open_run(tmp_path / "pytorch_model.bin").model()
     assert not (tmp_path / "owned").exists()
 
 
@@ -283,7 +285,7 @@ def test_an_adapter_from_peft_comes_in_with_the_same_logits(settings, theirs, sa
     adapted = peft.get_peft_model(theirs, config)
     fill(adapted)
     adapted.save_pretrained(tmp_path / "adapter")
-    ours = checkpoint.load_model(saved)
+    ours = checkpoint.open_run(saved).model()
     checkpoint.load_adapter(ours, tmp_path / "adapter")
     same_logits(ours, adapted.eval())
     merge(ours)
@@ -298,7 +300,7 @@ def test_an_exported_lora_run_loads_in_peft_on_its_exported_base(targets, train,
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
     same_logits(model, adapted)
     # and back again
-    again = checkpoint.load_model(tmp_path / "out" / "base")
+    again = checkpoint.open_run(tmp_path / "out" / "base").model()
     checkpoint.load_adapter(again, tmp_path / "out")
     same_logits(again, model)
     assert next(layer for _, layer in lora_layers(again)).adapters["default"].lora_A.size(0) == 2
@@ -333,7 +335,7 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(theirs, saved, tmp_path, pe
     ]:
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | change))
         with pytest.raises(Mistake, match=sentence):
-            checkpoint.load_adapter(checkpoint.load_model(saved), tmp_path / "adapter")
+            checkpoint.load_adapter(checkpoint.open_run(saved).model(), tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
     other = GPT(GPTConfig(257, 32, 3, 2, 128))
     with pytest.raises(Mistake, match=r"does not fit its base: .* only the model has blocks\.2"):
@@ -363,7 +365,7 @@ def test_a_malformed_adapter_is_a_sentence(A, B, sentence, saved, tmp_path):
     settings = {"peft_type": "LORA", "lora_alpha": 1, "layers_to_transform": [0]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(Mistake, match=sentence):
-        checkpoint.load_adapter(checkpoint.load_model(saved), tmp_path)
+        checkpoint.load_adapter(checkpoint.open_run(saved).model(), tmp_path)
 
 
 # ---- in use ------------------------------------------------------------------------------------------------------
@@ -372,10 +374,10 @@ def test_a_malformed_adapter_is_a_sentence(A, B, sentence, saved, tmp_path):
 def test_a_merged_run_is_a_plain_one_with_the_same_logits(train, tmp_path):
     _, run = train("lora", steps=3, learning_rate=0.05)
     merge_run(str(run), tmp_path / "merged")
-    plain = checkpoint.load_model(tmp_path / "merged")
+    plain = checkpoint.open_run(tmp_path / "merged").model()
     assert not list(lora_layers(plain))
     same_logits(plain, checkpoint.load_run("", str(run), torch.device("cpu"))[0])
-    assert checkpoint.tokenizer_of(tmp_path / "merged").name == "bytes"
+    assert checkpoint.open_run(tmp_path / "merged").tokenizer.name == "bytes"
     with pytest.raises(Mistake, match="holds no adapter that could be merged"):
         merge_run(str(tmp_path / "merged"), tmp_path / "twice")
     with pytest.raises(Mistake, match="exists already: name a new folder"):
@@ -413,11 +415,11 @@ def test_a_tokenizer_of_its_own_is_never_taken_for_gpt2s(theirs, saved):
     vocabulary = {f"token {i}": i for i in range(257)}
     (saved / "vocab.json").write_text(json.dumps(vocabulary))
     with pytest.raises(Mistake, match="has a tokenizer of its own, which is not bytes"):
-        checkpoint.tokenizer_of(saved)
+        checkpoint.open_run(saved).tokenizer
 
 
 def test_dropout_reaches_a_model_in_hugging_faces_layout(saved):
-    assert checkpoint.load_model(saved, dropout=0.5).blocks[0].dropout.p == 0.5
+    assert checkpoint.open_run(saved).model(dropout=0.5).blocks[0].dropout.p == 0.5
 
 
 def test_a_tied_head_stored_alone_or_in_another_precision_comes_in(theirs, tmp_path):
@@ -425,10 +427,10 @@ def test_a_tied_head_stored_alone_or_in_another_precision_comes_in(theirs, tmp_p
     state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
     head = state.pop("transformer.wte.weight")
     torch.save(state, tmp_path / "pytorch_model.bin")
-    same_logits(checkpoint.load_model(tmp_path / "pytorch_model.bin"), theirs)
+    same_logits(checkpoint.open_run(tmp_path / "pytorch_model.bin").model(), theirs)
     half = {**state, "transformer.wte.weight": head.half().float(), "lm_head.weight": head.half()}
     torch.save(half, tmp_path / "pytorch_model.bin")
-    assert torch.equal(checkpoint.load_model(tmp_path / "pytorch_model.bin").wte.weight, head.half().float())
+    assert torch.equal(checkpoint.open_run(tmp_path / "pytorch_model.bin").model().wte.weight, head.half().float())
 
 
 BAD = ["[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../x"}}', "{"]
@@ -439,4 +441,4 @@ def test_a_malformed_index_is_a_sentence(index, tmp_path, theirs):
     theirs.config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(Mistake, match=r"index\.json"):
-        checkpoint.load_model(tmp_path)
+        checkpoint.open_run(tmp_path).model()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import RECORDS, metrics, weights
 
+from cli import Mistake
 from data.batches import Batches, collate
 from data.examples import Example, from_instructions, from_text
 from data.tokenizer import load_tokenizer
 from evaluate import exact_match, token_nll
-from run.checkpoint import load_model, load_run, tokenizer_of
-from run.config import Mistake
+from store.checkpoint import load_run, open_run
 
 METHODS = ["pretrain", "sft", "lora", "lora_sft"]
 
@@ -135,8 +135,8 @@ def test_training_goes_on_bit_equal_with_or_without_evaluating(train, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_dropout_acts_in_training_and_two_evaluations_are_equal(base, text, train, method):
     """Trap 18."""
-    model = load_model(base, dropout=0.5)
-    examples = from_text(text, tokenizer_of(base), 192, 0.1)[1]
+    model = open_run(base).model(dropout=0.5)
+    examples = from_text(text, open_run(base).tokenizer, 192, 0.1)[1]
     for mode in (True, False):
         model.train(mode)
         assert token_nll(model, examples, 4) == token_nll(model, examples, 4)
@@ -227,7 +227,7 @@ def test_a_cut_response_is_never_an_exact_match(base, tmp_path):
 
 def test_what_is_held_out_does_not_depend_on_the_block_size(instructions, base):
     """Else a run with short rows would be judged, by a script with long ones, on what it has learned from."""
-    tokenizer = tokenizer_of(base)
+    tokenizer = open_run(base).tokenizer
 
     def prompts(part):
         return {tuple(example.prompt()) for example in part}

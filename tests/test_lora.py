@@ -15,7 +15,7 @@ from model.lora import (
     merge,
     unmerge,
 )
-from run.checkpoint import load_adapter, load_model, save_adapter, sha256_of_base
+from store.checkpoint import fingerprint, load_adapter, open_run
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
@@ -123,7 +123,7 @@ def test_merging_twice_and_changing_a_merged_model_are_refused(model):
     for forbidden in (
         lambda: merge(model),
         lambda: activate(model, None),
-        lambda: sha256_of_base(model),
+        lambda: fingerprint(plain_names(model)),
         lambda: apply_lora(model, r=3, alpha=7, dropout=0.0, name="another"),
     ):
         with pytest.raises(ValueError, match="merged"):
@@ -253,10 +253,12 @@ def test_full_rank_lora_with_identity_A_takes_exactly_the_step_of_full_finetunin
 
 def test_the_base_is_bit_equal_after_50_steps_with_weight_decay(train, base):
     """Trap 11: the fingerprint covers every tensor of the base; the adapter file holds the one taken after training."""
-    before = sha256_of_base(load_model(base))
+    before = fingerprint(plain_names(open_run(base).model()))
     _, run = train("lora", steps=50, weight_decay=0.1, dropout=0.1)
     assert (
-        torch.load(run / "adapter.pt", weights_only=True)["base_sha256"] == before == sha256_of_base(load_model(base))
+        torch.load(run / "learned.pt", weights_only=True)["base_sha256"]
+        == before
+        == fingerprint(plain_names(open_run(base).model()))
     )
     assert all(tensor.any() for name, tensor in weights(run).items()), "A and B have both learned"
 
@@ -264,14 +266,14 @@ def test_the_base_is_bit_equal_after_50_steps_with_weight_decay(train, base):
 def test_an_adapter_file_holds_A_and_B_only_and_comes_back_as_it_was(train, base, tokens):
     """Trap 21."""
     results, run = train("lora", r=3, alpha=5.0, targets="v_proj,down_proj")
-    model = load_model(base)
+    model = open_run(base).model()
     load_adapter(model, run)
     state = lora_state_dict(model)
     assert state.keys() == weights(run).keys() and len(state) == 2 * 2 * 2
     assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in state.items())
     assert isinstance(model.blocks[0].attn.v_proj, LoRALinear)
     assert model.blocks[0].attn.v_proj.adapters["default"].scaling == 5 / 3
-    assert results["checkpoint_bytes"] == (run / "adapter.pt").stat().st_size < 4 * results["trainable"] + 8000
+    assert results["checkpoint_bytes"] == (run / "learned.pt").stat().st_size < 4 * results["trainable"] + 8000
 
 
 def test_a_wrong_base_a_wrong_rank_and_half_an_adapter_are_refused_by_name(train, base, model):

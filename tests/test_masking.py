@@ -13,7 +13,7 @@ from data.batches import Batches, collate, in_order
 from data.examples import Example, Instruction, from_instructions, from_text, instruction_example, render_prompt
 from data.tokenizer import load_tokenizer
 from model.generate import generate
-from run.checkpoint import load_model, tokenizer_of
+from store.checkpoint import open_run
 
 BYTES = load_tokenizer("bytes")
 
@@ -84,9 +84,9 @@ def test_one_response_target_does_touch_the_loss(train, monkeypatch):
 def test_the_loss_in_the_scripts_is_cross_entropy_over_the_graded_tokens(train, instructions, base):
     """F.cross_entropy is the oracle; the step holds all examples, so their order does not matter."""
     _, run = train("sft", steps=1, batch_size=16)
-    examples, _ = from_instructions(instructions, tokenizer_of(base), 192, 0.1)
+    examples, _ = from_instructions(instructions, open_run(base).tokenizer, 192, 0.1)
     inputs, targets, graded, _ = collate(examples)
-    logits = load_model(base)(inputs)
+    logits = open_run(base).model()(inputs)
     expected = F.cross_entropy(logits.transpose(1, 2), targets.masked_fill(~graded, -100), ignore_index=-100)
     assert float(metrics(run, "loss")[0]) == pytest.approx(expected.item(), rel=1e-5)
 
@@ -105,7 +105,7 @@ def test_a_model_fitted_to_one_example_answers_and_stops(train, tmp_path):
     path.write_text(f"{json.dumps(record)}\n" * 2, encoding="utf-8")
     _, run = train("sft", instructions=str(path), steps=60, learning_rate=1e-2, batch_size=1)
     prompt = BYTES.encode_ordinary(render_prompt("Name a sea."))
-    [answer] = generate(load_model(run), [prompt], max_new_tokens=40, stop=BYTES.eot_token)
+    [answer] = generate(open_run(run).model(), [prompt], max_new_tokens=40, stop=BYTES.eot_token)
     assert BYTES.decode(answer) == " Baltic"
 
 

@@ -12,13 +12,15 @@ import torch
 import compare
 import evaluate
 import sample
-import sweep
 import train_lora
 import train_pretrain
 import train_sft
-from data import tokenizer, world
-from run import plan, stored
-from run.config import command_line
+from cli import command_line
+from data import tokenizer
+from experiment import sweep
+from run import plan
+from store import checked
+from world import __main__ as world
 
 SCRIPTS = {
     "pretrain": train_pretrain,
@@ -72,7 +74,7 @@ def files(tmp_path, text, instructions, base):
     contents = torch.load(Path(base, "model.pt"), weights_only=True)
     for name, damage in {"odd": {"config": {"n_layer": 9, "colour": "red"}}, "lost": {"tokenizer": "bpe-1"}}.items():
         (tmp_path / name).mkdir()
-        stored.write(tmp_path / name / "model.pt", {**contents, **damage})
+        checked.write(tmp_path / name / "model.pt", {**contents, **damage})
     (tmp_path / "null.json").write_text('[{"instruction": "a", "input": null, "output": null}]')
     (tmp_path / "taken").mkdir()
     shutil.copy(Path(base, "config.json"), tmp_path / "taken")
@@ -154,7 +156,7 @@ MISTAKES = [
     ("tokenizer", "--text {text} --out {text}", "exists already: give another --out"),
     ("evaluate", "--from {base} --text {tmp}/empty.txt", "empty.txt has 1 tokens"),
     ("evaluate", "--text {text}", "give --from RUN, or --adapter RUN"),
-    ("sample", "--adapter {base} --prompt sea", "is not a run with adapter.pt; it holds model.pt"),
+    ("sample", "--adapter {base} --prompt sea", "is not a run with learned.pt; it holds model.pt"),
     ("sample", "--from {base} --prompt a --instruction b", "give either --prompt or --instruction"),
     ("sample", "--from {base} --ask me", "--ask must be prompt, instruction or chat, got 'me'"),
     ("tokenizer", "--text {text} --out {tmp}/t --vocab-size 9", "at least 256 tokens, got --vocab-size 9"),
@@ -174,7 +176,7 @@ def test_a_mistake_is_one_sentence(complain, files, script, flags, sentence):
 def test_an_adapter_where_a_model_is_expected_is_named(complain, files, train):
     _, run = train("lora")
     said = complain("sft", f"--instructions {files['{json}']} --init-from {run} --out {run}-new")
-    assert f"{run} is not a run with model.pt; it holds adapter.pt" in said
+    assert f"{run} is not a run with model.pt; it holds learned.pt" in said
 
 
 def test_from_the_shell_there_is_no_traceback_unless_python_is_asked_for_one(tmp_path):
@@ -212,15 +214,15 @@ def test_a_byte_order_mark_and_a_line_separator_inside_a_string_are_read(tmp_pat
 
 
 def test_a_malicious_pickle_is_refused_and_never_run(tmp_path):
-    from run.checkpoint import load_model
+    from store.checkpoint import open_run
 
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "owned"), "w"))
 
-    stored.write(tmp_path / "model.pt", {"config": Evil(), "tokenizer": "bytes", "weights": {}})
+    checked.write(tmp_path / "model.pt", {"config": Evil(), "tokenizer": "bytes", "weights": {}})
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
-        load_model(tmp_path)
+        open_run(tmp_path).model()
     assert not (tmp_path / "owned").exists()
 
 

@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("pygments", reason="the page is coloured by Pygments")
 
+from cli import Mistake
 from notebooks.side_by_side import CONCEPTS, SCRIPTS, VIEWS, Config, main, normalised
-from run.config import Mistake
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -14,15 +14,15 @@ from torch.profiler import ProfilerActivity, profile
 import train_lora
 import train_pretrain
 import train_sft
+from cli import Mistake, command_line
 from data.examples import render_prompt
 from data.tokenizer import load_tokenizer
 from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora
 from run import plan
-from run.checkpoint import save_model
-from run.config import Mistake, command_line
 from run.device import cpu_bf16_units
 from run.memory import Run
+from store.checkpoint import save_model
 
 ROOT = Path(__file__).parent.parent
 SHAPE = GPTConfig(vocab_size=2048, block_size=128, n_layer=4, n_head=4, n_embd=256)

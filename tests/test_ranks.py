@@ -13,11 +13,11 @@ import torch
 from conftest import metrics, weights
 
 import train_pretrain
+from cli import Mistake
 from data.batches import Batches
 from data.examples import from_text
 from data.tokenizer import load_tokenizer
-from run.checkpoint import load_run
-from run.config import Mistake
+from store.checkpoint import load_run
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -87,7 +87,7 @@ def test_two_ranks_are_one_process(runs, method, ranks):
 def test_what_several_ranks_wrote_is_one_run_and_loads_in_one_process(runs, method, ranks):
     run = runs / ranks / method
     lora = "lora" in method
-    saved = "adapter.pt" if lora else "model.pt"
+    saved = "learned.pt" if lora else "model.pt"
     assert sorted(p.name for p in run.iterdir()) == sorted(["config.json", "metrics.csv", "sample.txt", saved])
     load_run("" if lora else str(run), str(run) if lora else "", torch.device("cpu"))
 

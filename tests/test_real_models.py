@@ -18,11 +18,10 @@ import train_pretrain
 import train_sft
 from data import download
 from data.public import WEIGHTS, Public
-from model import gpt2
+from export import export_run, merge_run
 from model.gpt import GPT, GPTConfig
-from model.safetensors import write_safetensors
-from run import checkpoint
-from run.export import export_run, merge_run
+from store import checkpoint, gpt2
+from store.safetensors import write_safetensors
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 FEW = {"steps": 3, "block_size": 32, "batch_size": 4, "device": "cpu", "precision": "fp32"}
@@ -87,11 +86,11 @@ def finetune_and_export(base, text, instructions, folder, vocab_size):
         export_run(run, out)
         loader = peft.AutoPeftModelForCausalLM if "lora" in name else transformers.AutoModelForCausalLM
         if "lora" not in name:
-            same_logits(checkpoint.load_model(run), loader.from_pretrained(out), vocab_size)
+            same_logits(checkpoint.open_run(run).model(), loader.from_pretrained(out), vocab_size)
             continue
         adapted, _ = checkpoint.load_run("", run, torch.device("cpu"))
         merge_run(run, folder / f"{name}-merged")
-        same_logits(checkpoint.load_model(folder / f"{name}-merged"), adapted, vocab_size)
+        same_logits(checkpoint.open_run(folder / f"{name}-merged").model(), adapted, vocab_size)
         if (out / "base").exists():
             same_logits(adapted, loader.from_pretrained(out), vocab_size)
         else:  # a public base, which PEFT would download
@@ -113,7 +112,7 @@ def test_gpt2_is_downloaded_finetuned_and_exported(theirs, server, tmp_path, mon
     monkeypatch.setitem(gpt2.SHAPES, "gpt2", (2, 2, 32))
     monkeypatch.setenv("FINETUNING_CACHE", str(tmp_path / "cache"))
 
-    same_logits(checkpoint.load_model("gpt2"), theirs, 50257)
+    same_logits(checkpoint.open_run("gpt2").model(), theirs, 50257)
     assert f"sha256 {sha256}" in capsys.readouterr().out, "told before the download"
     instructions = str(DATA / "instruction-data.json")
     finetune_and_export("gpt2", str(DATA / "tinyshakespeare.txt"), instructions, tmp_path, 50257)
@@ -131,9 +130,9 @@ def test_a_folder_from_transformers_is_finetuned_and_exported(text, instructions
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=257, n_positions=192, n_layer=2, n_head=2, n_embd=32, tokenizer="bytes")
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "theirs")
-    base = checkpoint.load_model(tmp_path / "theirs")
+    base = checkpoint.open_run(tmp_path / "theirs").model()
     torch.nn.init.normal_(base.wte.weight, std=0.3)
-    checkpoint.save_model(tmp_path, base, checkpoint.tokenizer_of(tmp_path / "theirs"))
+    checkpoint.save_model(tmp_path, base, checkpoint.open_run(tmp_path / "theirs").tokenizer)
     export_run(str(tmp_path), tmp_path / "base")
     finetune_and_export(str(tmp_path / "base"), text, instructions, tmp_path, 257)
 
@@ -143,7 +142,7 @@ def test_offline_gpt2_ends_in_a_sentence_that_says_what_to_put_where(tmp_path, m
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(download, "WAITS", ())
     with pytest.raises(ValueError, match=r"download it elsewhere and put it at .*downloads/gpt2/model\.safetensors"):
-        checkpoint.load_model("gpt2")
+        checkpoint.open_run("gpt2").model()
 
 
 def test_gpt2s_real_shape_takes_a_step_of_lora_and_of_sft_on_the_cpu(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_each_entry_runs_on_tensors_that_fit_the_screen(entry, tmp_path, monkeyp
         Session, "begin", lambda session, model, *rest: seen.append(model) or begin(session, model, *rest)
     )
     monkeypatch.chdir(ROOT)
-    from run import config
+    import cli as config
 
     monkeypatch.setattr(sys, "argv", [entry["program"], *here])
     config.command_line(script.main, script.Config)

@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from data import world
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
+from world import __main__ as world
 
 BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
 SHA256 = {

@@ -1,7 +1,7 @@
 """The built-in world: all the text of the experiment, made from word lists and a seed, with no text from elsewhere.
 
-    python -m data.world --show                     a page of each kind, with the chance level of each task
-    python -m data.world --out FOLDER               writes base.txt, domain.txt, instructions.json and questions.json
+    python -m world --show                     a page of each kind, with the chance level of each task
+    python -m world --out FOLDER               writes base.txt, domain.txt, instructions.json and questions.json
 
 base.txt is what a base model reads: stories, lists, lessons, talks, pages of pairs, and notes, in which questions are
 asked and answered, so that it has to look back and to know facts. domain.txt is the logs of ships: the same words in
@@ -28,7 +28,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from run.config import Mistake, command_line
+from cli import Mistake, command_line
 
 # ---- words -------------------------------------------------------------------------------------------------------
 

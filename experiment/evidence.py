@@ -11,23 +11,24 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from data.batches import collate
 from data.examples import TextRows, graded_everywhere, instruction_example, read_instructions, render_prompt
 from evaluate import Yardsticks, first_lines, judge_answers, judge_texts, perplexity, with_examples
 from model.gpt import GPT
-from model.lora import merge, unmerge
-from run import checkpoint
+from model.lora import merge, plain_names, unmerge
 from run.resume import is_finished
+from store import checkpoint
 
 Evidence = dict[str, Any]
 
 
-class Cell(NamedTuple):
+class Method(NamedTuple):
     """A method of the comparison: the script that trains it, with which settings, into which run folder."""
 
-    method: str
+    name: str
     script: Any
     settings: dict[str, Any]
     out: str
@@ -38,7 +39,7 @@ class Cell(NamedTuple):
         if not is_finished(Path(run)):
             with contextlib.redirect_stdout(io.StringIO()):
                 self.script.main(self.config(run, **changes))
-        return checkpoint.load_trained(run, device)
+        return checkpoint.load_run(run, "", device)[0]
 
     def config(self, out: str, **changes: Any) -> Any:
         """Of the script; a run that was begun there, and not finished, goes on."""
@@ -46,28 +47,28 @@ class Cell(NamedTuple):
 
 
 def gather(
-    base_run: str, base: GPT, cells: dict[str, Cell], rows: dict[str, Any], seed: int, y: Yardsticks
+    base_run: str, base: GPT, methods: dict[str, Method], rows: dict[str, Any], seed: int, y: Yardsticks
 ) -> Evidence:
-    """base_run: the folder of the base model; cells and rows of the table by method."""
-    models = {method: checkpoint.load_trained(cell.out, y.device) for method, cell in cells.items()}
+    """base_run: the folder of the base model; methods and rows of the table by name."""
+    models = {name: checkpoint.load_run(method.out, "", y.device)[0] for name, method in methods.items()}
     on_the_domain = ("continued pretraining", "LoRA on the domain")
     return {
         "rows": rows,
         "base": about_base(base, y),
         "continued": about_continued(base, models["continued pretraining"]),
-        "lora": about_lora(base, cells["LoRA on the domain"].out, models["LoRA-SFT"], y),
+        "lora": about_lora(base, methods["LoRA on the domain"].out, models["LoRA-SFT"], y),
         "mask": about_the_mask(base, y),
-        "forgetting": {method: forgetting(cells[method], rows, y) for method in on_the_domain},
-        "number_of_tasks": number_of_tasks(cells["LoRA-SFT"], seed, y),
+        "forgetting": {name: forgetting(methods[name], rows, y) for name in on_the_domain},
+        "number_of_tasks": number_of_tasks(methods["LoRA-SFT"], seed, y),
         "few_shot": few_shot({"base": base, "SFT": models["SFT"], "LoRA-SFT": models["LoRA-SFT"]}, seed, y),
-        "cost": cost(base_run, base, cells["SFT"], rows["SFT"]),
-        "losses": {method: losses(cell.out) for method, cell in cells.items()},
+        "cost": cost(base_run, base, methods["SFT"], rows["SFT"]),
+        "losses": {name: losses(method.out) for name, method in methods.items()},
     }
 
 
 def about_base(base: GPT, y: Yardsticks) -> dict[str, Any]:
     """How much better than word frequencies it predicts its text, and how often it happens to begin with an answer."""
-    tokens = Counter(int(token) for example in y.text for token in example.tokens[1:])
+    tokens = Counter(int(token) for example in y.text for token in example.targets)
     total = sum(tokens.values())
     unigram_nll = -sum(n / total * math.log(n / total) for n in tokens.values())
     asked = y.of_split("instances") or list(y.questions)
@@ -86,8 +87,8 @@ def about_continued(base: GPT, continued: GPT) -> dict[str, Any]:
 
 def about_lora(base: GPT, domain_run: str, sft: GPT, y: Yardsticks) -> dict[str, Any]:
     """Whether the base was, at the end of training, bit for bit as before, and whether merging changes an answer."""
-    at_the_end = torch.load(Path(domain_run, "adapter.pt"), weights_only=True)["base_sha256"]  # of the trained model
-    untouched = at_the_end == checkpoint.sha256_of_base(base)
+    at_the_end = checkpoint.read_learned(domain_run)["base_sha256"]  # of the trained model
+    untouched = at_the_end == checkpoint.fingerprint(plain_names(base))
     few = y.questions[:: max(1, len(y.questions) // 200)]
     prompts = [render_prompt(one.instruction, one.input) for one in few]
     beside = first_lines(sft, y.tokenizer, prompts)
@@ -101,7 +102,7 @@ def about_lora(base: GPT, domain_run: str, sft: GPT, y: Yardsticks) -> dict[str,
 def about_the_mask(base: GPT, y: Yardsticks) -> dict[str, Any]:
     """Loss and gradients of one batch of instructions: as plain text, as SFT with the prompt graded, and as SFT."""
     sft = [instruction_example(one, y.tokenizer) for one in y.questions[: y.batch_size]]
-    as_text = [TextRows(tokens, len(tokens))[0] for tokens, *_ in sft]
+    as_text = [TextRows(np.append(one.inputs, one.targets[-1]), len(one.inputs))[0] for one in sft]
     found = {}
     for name, examples in (("text", as_text), ("graded", graded_everywhere(sft)), ("masked", sft)):
         base.zero_grad()
@@ -122,27 +123,27 @@ def about_the_mask(base: GPT, y: Yardsticks) -> dict[str, Any]:
     }
 
 
-def forgetting(cell: Cell, rows: dict[str, Any], y: Yardsticks) -> list[list[float]]:
+def forgetting(method: Method, rows: dict[str, Any], y: Yardsticks) -> list[list[float]]:
     """[steps, domain perplexity, base perplexity] before, after shorter trainings, and after the one of the table."""
     points = [[0, rows["base"]["domain_ppl"], rows["base"]["base_ppl"]]]
-    for steps in sorted({max(1, cell.settings["steps"] // parts) for parts in (12, 6, 3)}):
-        judged = judge_texts(cell.variant(f"{steps}-steps", y.device, steps=steps), y)
+    for steps in sorted({max(1, method.settings["steps"] // parts) for parts in (12, 6, 3)}):
+        judged = judge_texts(method.variant(f"{steps}-steps", y.device, steps=steps), y)
         points.append([steps, judged["domain_ppl"], judged["base_ppl"]])
-    return [*points, [cell.settings["steps"], rows[cell.method]["domain_ppl"], rows[cell.method]["base_ppl"]]]
+    return [*points, [method.settings["steps"], rows[method.name]["domain_ppl"], rows[method.name]["base_ppl"]]]
 
 
-def number_of_tasks(cell: Cell, seed: int, y: Yardsticks) -> list[dict[str, Any]]:
+def number_of_tasks(method: Method, seed: int, y: Yardsticks) -> list[dict[str, Any]]:
     """Exact match on the tasks that were never trained, after training on instructions of 2, 5, 10 and all tasks, with
-    a third of the cell's steps for each."""
-    records = read_instructions(cell.settings["instructions"])
+    a third of the method's steps for each."""
+    records = read_instructions(method.settings["instructions"])
     tasks = sorted({record.task for record in records} - {""})
     Random(seed).shuffle(tasks)
     points = []
     for n in sorted({min(n, len(tasks)) for n in (2, 5, 10, len(tasks))} - {0}):
-        chosen = Path(f"{cell.out}-{n}-tasks.json")
+        chosen = Path(f"{method.out}-{n}-tasks.json")
         chosen.write_text(json.dumps([record._asdict() for record in records if record.task in tasks[:n]]), "utf-8")
-        steps = max(1, cell.settings["steps"] // 3)
-        model = cell.variant(f"{n}-tasks", y.device, instructions=str(chosen), steps=steps)
+        steps = max(1, method.settings["steps"] // 3)
+        model = method.variant(f"{n}-tasks", y.device, instructions=str(chosen), steps=steps)
         points.append({"tasks": n, "trained": tasks[:n], **judge_answers(model, y, "tasks")})
     return points
 
@@ -173,17 +174,17 @@ def few_shot(models: dict[str, GPT], seed: int, y: Yardsticks) -> dict[str, Any]
     return found
 
 
-def cost(base_run: str, base: GPT, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
+def cost(base_run: str, base: GPT, method: Method, row: dict[str, Any]) -> dict[str, Any]:
     """Tokens read, floating-point operations (6 a parameter and token: Kaplan et al. 2020, sec. 2.1) and seconds."""
-    tokenizer = checkpoint.tokenizer_of(base_run)
-    records = read_instructions(cell.settings["instructions"])
-    read = cell.settings["steps"] * cell.settings["batch_size"]  # examples
-    sft_tokens = read * statistics.mean(len(instruction_example(one, tokenizer).tokens) for one in records)
+    tokenizer = checkpoint.open_run(base_run).tokenizer
+    records = read_instructions(method.settings["instructions"])
+    read = method.settings["steps"] * method.settings["batch_size"]  # examples
+    sft_tokens = read * statistics.mean(len(instruction_example(one, tokenizer).inputs) for one in records)
     base_tokens, base_seconds = pretraining(base_run)
     parameters = sum(parameter.numel() for parameter in base.parameters())
     return {
         "instructions": len(records),
-        "epochs": read / ((1 - cell.settings["held_out"]) * len(records)),
+        "epochs": read / ((1 - method.settings["held_out"]) * len(records)),
         "sft_tokens": sft_tokens,
         "sft_flops": 6 * parameters * sft_tokens,
         "sft_seconds": row["seconds"],
@@ -200,7 +201,7 @@ def pretraining(run: str) -> tuple[int | None, float | None]:
         return None, None
     last = metrics(run)[-1]
     tokens, seconds = int(last["graded_tokens"]), float(last["seconds"])
-    start = json.loads(Path(run, "config.json").read_text(encoding="utf-8"))["init_from"]
+    start = json.loads(Path(run, "config.json").read_text(encoding="utf-8")).get("init_from", "")
     beside = Path(run).parent / Path(start).name
     if start and beside.resolve() != Path(run).resolve():
         before = pretraining(str(beside))

@@ -7,7 +7,6 @@
 Everything here raises a Mistake for what does not fit. Pickles (.bin) are read as tensors only, never run.
 """
 
-import dataclasses
 import json
 import pickle
 from collections.abc import Iterator
@@ -19,13 +18,13 @@ import tiktoken
 import torch
 from torch import Tensor
 
+from cli import Mistake
 from data.download import fetch
 from data.public import WEIGHTS
-from data.tokenizer import vocabulary_of
-from model import gpt2
+from data.tokenizer import load_tokenizer, vocabulary_of
 from model.gpt import GPT, GPTConfig
-from model.safetensors import read_safetensors
-from run.config import Mistake
+from store import gpt2
+from store.safetensors import read_safetensors
 
 FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -39,7 +38,7 @@ def is_model(name: str | Path) -> bool:
     return path.suffix in (".safetensors", ".bin") or (str(name) in WEIGHTS and not path.exists())
 
 
-def load_model(name: str | Path, dropout: float = 0.0) -> GPT:
+def load_model(name: str | Path) -> GPT:
     """The model, on the CPU, in fp32."""
     path = _file_of(name)
     with _as_mistake(path):
@@ -47,7 +46,7 @@ def load_model(name: str | Path, dropout: float = 0.0) -> GPT:
         config = _config(name) or gpt2.shape_from(weights)
         if not _config(name):
             print(f"{path}: no config.json beside it, so {config.n_head} heads of 64 channels are taken, as in gpt2")
-        return gpt2.model_from(weights, dataclasses.replace(config, dropout=dropout))
+        return gpt2.model_from(weights, config)
 
 
 def config_of(name: str | Path) -> GPTConfig:
@@ -56,23 +55,24 @@ def config_of(name: str | Path) -> GPTConfig:
         return _config(name) or gpt2.shape_from(gpt2.without_extras(_tensors(_file_of(name))))
 
 
-def tokenizer_name(name: str | Path) -> str:
-    """What an exported folder says of its tokenizer. Another model must have GPT-2's vocabulary."""
-    settings = _settings(folder_of(name), "config.json") or {}
-    vocab_size = config_of(name).vocab_size
-    if "tokenizer" not in settings and vocab_size != GPTConfig.vocab_size:
-        raise Mistake(f"{name} has {vocab_size:,} tokens; only GPT-2's own tokenizer, of 50,257, can be used with it")
-    return str(settings.get("tokenizer", "gpt2"))
-
-
-def refuse_other_tokenizer(name: str | Path, ours: tiktoken.Encoding) -> None:
-    """Compares the folder's own vocabulary, where it has one: another may have as many tokens."""
+def tokenizer_of(name: str | Path, config: GPTConfig) -> tiktoken.Encoding:
+    """What an exported folder says of its tokenizer; another model must have GPT-2's. Refuses a vocabulary beside it
+    that is another, though it may have as many tokens."""
     folder = folder_of(name)
+    own = str((_settings(folder, "config.json") or {}).get("tokenizer", "gpt2"))
+    if own == "gpt2" and config.vocab_size < GPTConfig.vocab_size:
+        raise Mistake(
+            f"{name} has {config.vocab_size:,} tokens; only GPT-2's own tokenizer, of 50,257, can be used with it"
+        )
+    ours = load_tokenizer(own if own in ("gpt2", "bytes") else str(folder / "tokenizer.tiktoken"))
+    if ours.name != own:
+        raise Mistake(f"{folder}/tokenizer.tiktoken is not the tokenizer that its model was trained with")
     vocabulary = _settings(folder, "vocab.json")
     if vocabulary is None and (tokenizer := _settings(folder, "tokenizer.json")):
         vocabulary = tokenizer.get("model", {}).get("vocab")
     if vocabulary is not None and vocabulary != vocabulary_of(ours):
         raise Mistake(f"{folder} has a tokenizer of its own, which is not {ours.name}: only that can be used with it")
+    return ours
 
 
 def is_adapter(name: str | Path) -> bool:
@@ -80,14 +80,12 @@ def is_adapter(name: str | Path) -> bool:
 
 
 def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An adapter from PEFT as ours: {"r", "alpha", "targets", "partly": whether it says itself that not all blocks have
-    one}, and A and B by name."""
+    """An adapter from PEFT as ours: how to attach it (store/checkpoint.py), and the A and B there are."""
     settings = _settings(Path(folder), "adapter_config.json") or {}
     path = _first(Path(folder), ADAPTER_FILES)
     with _as_mistake(path):
         config, state = gpt2.adapter_from(_tensors(path), settings)
-        partly = settings.get("layers_to_transform") is not None or isinstance(settings.get("target_modules"), str)
-        return config | {"partly": partly}, state
+        return {"apply": "lora", **config, "name": "default"}, state
 
 
 def base_of(folder: str | Path) -> str:

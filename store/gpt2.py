@@ -1,8 +1,5 @@
 """GPT-2's weights and their LoRA adapters as the rest of the world stores them, in and out.
 
-    python -m model.gpt2 export RUN FOLDER    a run for transformers; a LoRA run for PEFT
-    python -m model.gpt2 merge RUN FOLDER     a LoRA run, its base and its adapter merged, as a plain run
-
 Hugging Face's GPT-2 differs from ours in names and layout, in nothing else: its weights are transposed, (d_in, d_out),
 and c_attn is q, k and v in one. Adapters (PEFT) are not transposed: A (r, d_in), B (d_out, r), as here.
 """
@@ -239,9 +236,3 @@ def _as_theirs(of_block: dict[str, Tensor], r: int) -> dict[str, tuple[Tensor, T
             B[QKV.index(proj), :, start : start + r] = of_block[f"{proj}.lora_B"]
         pairs["attn.c_attn"] = A[0] if shared else torch.cat(A), B.flatten(0, 1)  # (3C, ..)
     return pairs
-
-
-if __name__ == "__main__":
-    from run.export import command  # the command sits above both rooms; the module itself knows nothing of runs
-
-    command()
