@@ -7,13 +7,14 @@ INSTALL := $(VENV) -m pip install --quiet --disable-pip-version-check -c constra
 compare: .venv/run
 	$(VENV) compare.py $(FLAGS)
 
-# notebooks run without GPT-2 (548 MB), as they do offline
+# a test a core, but those that share what takes long to make; notebooks run without GPT-2 (548 MB), as they do offline
+PARALLEL := --numprocesses auto --dist loadgroup
 test: .venv/dev
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -m mypy .
-	$(VENV) -m pytest --quiet
-	HF_ENDPOINT=http://127.0.0.1:9 OMP_NUM_THREADS=1 $(VENV) -m pytest --quiet --nbmake --nbmake-timeout=300 notebooks
+	OMP_NUM_THREADS=1 $(VENV) -m pytest --quiet $(PARALLEL)
+	HF_ENDPOINT=http://127.0.0.1:9 OMP_NUM_THREADS=1 $(VENV) -m pytest --quiet $(PARALLEL) --nbmake --nbmake-timeout=300 notebooks
 
 # the base model of data/builtin, trained anew into runs/base: an hour or so on two cores
 PRETRAIN := $(VENV) train_pretrain.py --block-size 256 --batch-size 8 --eval-every 1000

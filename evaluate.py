@@ -30,7 +30,8 @@ from model.generate import generate
 from model.gpt import GPT, evaluating
 from run import ranks
 from run.device import choose_device
-from store.checkpoint import load_run, run_folder, split
+from store.checkpoint import load_run, split
+from store.learned import run_folder
 
 
 @torch.no_grad()

@@ -209,20 +209,14 @@ def generation(shape: Shape, device: torch.device, args: argparse.Namespace) -> 
         print_table(runs, device, "tokens", ("ours", "transformers", least), ("ours bf16", "transformers", None))
 
 
+MEASURED = ["ours, full", "transformers", "ours LoRA", "PEFT", "ours LoRA, checkpointed", "ours LoRA bf16", "PEFT bf16"]
+
+
 def memory(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     """The most memory that a process of its own held during three steps; on a CPU with Python and all it imported."""
-    names = [
-        "ours, full",
-        "transformers",
-        "ours LoRA",
-        "PEFT",
-        "ours LoRA, checkpointed",
-        "ours LoRA bf16",
-        "PEFT bf16",
-    ]
     found = {}
     print("| | peak MB |\n| --- | ---: |")
-    for name in names:
+    for name in MEASURED:
         code = (
             f"from benchmarks.__main__ import *; print(peak_of({name!r}, {shape!r}, {str(device)!r}, {args.threads}))"
         )
@@ -230,8 +224,9 @@ def memory(shape: Shape, device: torch.device, args: argparse.Namespace) -> None
         found[name] = float(process.stdout)
         print(f"| {name} | {found[name]:,.0f} |", flush=True)
     print()
-    for one, other in [names[0:2], names[2:4], names[5:7]]:
-        print(f"- {one} : {other} = {found[one] / found[other]:.2f}×")
+    for one, other in [("ours, full", "transformers"), ("ours LoRA", "PEFT"), ("ours LoRA bf16", "PEFT bf16")]:
+        if one in found:
+            print(f"- {one} : {other} = {found[one] / found[other]:.2f}×")
 
 
 def peak_of(name: str, shape: Shape, device_name: str, threads: int) -> float:

@@ -3,6 +3,7 @@
 A machine that slows down for a while then slows all of them, and a ratio hardly moves.
 """
 
+import functools
 import os
 import platform
 import random
@@ -65,10 +66,14 @@ def times(contestant: Contestant, other: Contestant) -> str:
     return f"{middle:.2f}× ({low:.2f}–{high:.2f})"
 
 
+SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}  # of the matrices that are multiplied
+
+
+@functools.cache
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """The most floating-point operations per second that a large matrix product reaches here."""
     best = 0.0
-    for n in (1024, 2048) if device.type == "cpu" else (4096, 8192):
+    for n in SIDES[device.type]:
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         product = lambda a=a, b=b: (a @ b) is None or 1  # noqa: E731
         best = max(best, *(2 * n**3 / seconds_of(product, device)[0] for _ in range(6)))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cli import Mistake
-from data.files import bytes_bar, cache_folder, made_by_rank_0, sha256_of
+from data.files import bytes_bar, cached, lock, made_by_rank_0, sha256_of
 from data.public import CORPORA, HUB, Public
 
 WAITS = (1, 2, 4, 8)  # seconds before the second try, the third and so on
@@ -52,7 +52,7 @@ def fetch(public: Public, name: str) -> Path:
     """
     # $HF_ENDPOINT is Hugging Face's own name for a mirror of it
     url = public.url.replace(HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
-    path = cache_folder() / "downloads" / name / public.url.rsplit("/", 1)[1]
+    path = cached("downloads", name, public.url.rsplit("/", 1)[1])
     if path.exists() or made_by_rank_0(path):
         if wrong := _what_is_wrong(path, public):
             raise Mistake(f"{path} is not the file of {url}: {wrong}; delete it, or put the right one there")
@@ -61,9 +61,12 @@ def fetch(public: Public, name: str) -> Path:
     pinned = "not pinned to a revision and " if "/main/" in url and not public.sha256 else ""
     check = f"sha256 {public.sha256}" if public.sha256 else f"{pinned}no sha256 is known: it cannot be checked"
     print(f"downloading {name} from {url} (licence: {public.licence}; {size}; {check})", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _download(url, public, path)
+        with lock(path.parent):  # of two that download it at once, one is refused
+            try:
+                _download(url, public, path)
+            finally:
+                Path(path.parent, ".lock").unlink(missing_ok=True)
     except _Failed as error:
         raise Mistake(f"{url} could not be downloaded: {error}; download it elsewhere and put it at {path}") from None
     except OSError as error:

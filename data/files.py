@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +90,19 @@ def lock(folder: Path) -> IO[bytes]:
 
 def cache_folder() -> Path:
     """Where downloads and tokenised texts are kept: $FINETUNING_CACHE, or ~/.cache/finetuning."""
-    return Path(os.environ.get("FINETUNING_CACHE") or "~/.cache/finetuning").expanduser()
+    try:
+        return Path(os.environ.get("FINETUNING_CACHE") or "~/.cache/finetuning").expanduser()
+    except RuntimeError:  # there is no home
+        return Path(tempfile.gettempdir(), "finetuning-cache")
+
+
+def cached(*parts: str) -> Path:
+    """A file of the cache, where it is or where it can be made: if the cache cannot be written, in a temporary one."""
+    path = cache_folder().joinpath(*parts)
+    there = next(folder for folder in path.parents if folder.exists())
+    if path.exists() or (there.is_dir() and os.access(there, os.W_OK)):
+        return path
+    return Path(tempfile.gettempdir(), "finetuning-cache", *parts)
 
 
 def made_by_rank_0(path: Path) -> bool:
@@ -107,7 +120,7 @@ def sha256_of(path: Path) -> str:
     stat = path.stat()
     # os.fsencode: a path need not be Unicode, and in the C locale is not where it could be
     known_as = hashlib.sha256(os.fsencode(path.resolve()) + f" {stat.st_size} {stat.st_mtime_ns}".encode())
-    remembered = cache_folder() / "hashes" / known_as.hexdigest()[:32]
+    remembered = cached("hashes", known_as.hexdigest()[:32])
     if remembered.exists():
         return remembered.read_text(encoding="utf-8")
     digest = hashlib.sha256()

@@ -14,13 +14,13 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
-from cli import Mistake
+from cli import Mistake, listed
 from data.download import find, in_archive
 
 Where = str  # FILE:LINE, or FILE: record N
@@ -63,7 +63,7 @@ def read_instructions(path: str | Path, columns: str = "", skip_bad: bool = Fals
     conversation's (messages: a list of role and content). Raises Mistake naming the file and the line or record; with
     skip_bad, bad records are left out, counted and printed."""
     file, columns = find(path, "instructions", columns)
-    ours = ("instruction", "input", "output", "messages")
+    ours = ("instruction", "input", "output", "messages", "conversations")
     skipped = Skipped() if skip_bad else None
     records = list(read_records(file, columns, ours, _instruction, skipped))
     if skipped and (sentence := skipped.sentence(path)):
@@ -74,10 +74,12 @@ def read_instructions(path: str | Path, columns: str = "", skip_bad: bool = Fals
 def _instruction(where: Where, record: Any) -> Instruction:
     if not isinstance(record, dict):
         raise BadRecord(f"{where} must be an object with instruction and output, not {type(record).__name__}")
-    if "messages" in record:
-        return _conversation(where, record["messages"])
+    optional = ("input", "task", "split", "chance", "messages", "conversations")
+    record = {key: value for key, value in record.items() if value is not None or key not in optional}  # null is absent
+    if "messages" in record or "conversations" in record:
+        return _conversation(where, record)
     values: dict[str, Any] = {key: _text_of(where, record, key) for key in ("instruction", "output")}
-    values["input"] = "" if record.get("input") is None else _text_of(where, record, "input")
+    values["input"] = _text_of(where, record, "input") if "input" in record else ""
     values |= {key: _text_of(where, record, key) for key in ("task", "split") if key in record}
     chance = record.get("chance", 0.0)
     if isinstance(chance, str) and re.fullmatch(r"\d*\.?\d+", chance):
@@ -87,26 +89,33 @@ def _instruction(where: Where, record: Any) -> Instruction:
     return Instruction(**values, chance=chance)
 
 
-def _conversation(where: Where, messages: Any) -> Instruction:
-    """The last turn as an instruction and its response, and the turns before it."""
+SHAREGPT = {"human": "user", "gpt": "assistant"}
+
+
+def _conversation(where: Where, record: dict[str, Any]) -> Instruction:
+    """The last turn as an instruction and its response, and the turns before it. ShareGPT's conversations, with from
+    and value, are messages with role and content."""
+    name, role, content = ("messages", "role", "content")
+    if "messages" not in record:
+        name, role, content = ("conversations", "from", "value")
     try:
-        roles = [message["role"] for message in messages]
-        texts = [message["content"] for message in messages]
+        roles = [SHAREGPT.get(message[role], message[role]) for message in record[name]]
+        texts = [message[content] for message in record[name]]
         if not all(isinstance(text, str) for text in roles + texts):
             raise TypeError
     except (TypeError, KeyError):
         raise BadRecord(
-            f'{where}: "messages" must be a list of objects with a role and a content, both texts'
+            f'{where}: "{name}" must be a list of objects with a {role} and a {content}, both texts'
         ) from None
     n_system = int(roles[:1] == ["system"])
     turns = list(zip(texts[n_system::2], texts[n_system + 1 :: 2], strict=False))
     if not turns or roles[n_system:] != ["user", "assistant"] * len(turns):
         raise BadRecord(
-            f'{where}: "messages" must be of user and assistant in turn, the last of the assistant, and before them '
-            f"at most one of system; their roles are {_listed(roles)}"
+            f'{where}: "{name}" must be of user and assistant in turn, the last of the assistant, and before them '
+            f"at most one of system; their roles are {listed(roles)}"
         )
     for text in texts:
-        _refuse_surrogates(where, "content", text)
+        _refuse_surrogates(where, content, text)
     (user, assistant), earlier = turns[-1], tuple(turns[:-1])
     return Instruction(user, "", assistant, earlier=earlier, system=texts[0] if n_system else "")
 
@@ -121,7 +130,7 @@ def document(where: Where, record: Any) -> str:
 def _text_of(where: Where, record: dict[str, Any], key: str) -> str:
     if key not in record:
         raise BadRecord(
-            f'{where}: "{key}" is missing, expected a text; there are {_listed(record)}, '
+            f'{where}: "{key}" is missing, expected a text; there are {listed(record)}, '
             f"and --columns {key}=NAME can say which is meant"
         )
     value = record[key]
@@ -142,13 +151,6 @@ def _refuse_surrogates(where: Where, key: str, text: str) -> None:
 
 def _shown(value: Any) -> str:
     return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else json.dumps(value)[:40]
-
-
-def _listed(names: Iterable[str]) -> str:
-    """The first eight, fit for a sentence."""
-    names = list(names)
-    first = [" ".join(name[:40].encode(errors="replace").decode().split()) for name in names[:8]]
-    return ", ".join(first) + (", …" if len(names) > 8 else "") or "none"
 
 
 # ---- the formats -------------------------------------------------------------------------------------------------
@@ -188,8 +190,8 @@ def read_records(
 
 def kind_of(path: Path) -> str:
     """The suffix by which a file is read, .gz aside. What has none, in an archive, is a table as in a .tsv."""
-    suffix = Path(path.stem).suffix if is_gz(path) else path.suffix
-    return ".tsv" if not suffix and in_archive(path) else suffix.lower()
+    suffix = (Path(path.stem).suffix if is_gz(path) else path.suffix).lower()
+    return {"": ".tsv" if in_archive(path) else "", ".ndjson": ".jsonl"}.get(suffix, suffix)
 
 
 def is_gz(path: Path) -> bool:
@@ -214,7 +216,7 @@ def _renamed(where: Where, record: Any, wanted: dict[str, str]) -> Any:
     renamed = {name: value for name, value in record.items() if name not in wanted.values()}
     for ours, theirs in wanted.items():
         if not theirs.startswith("=") and theirs not in record:
-            raise BadRecord(f"{where} has no column {theirs!r} to take as {ours}; there are {_listed(record)}")
+            raise BadRecord(f"{where} has no column {theirs!r} to take as {ours}; there are {listed(record)}")
         renamed[ours] = theirs[1:] if theirs.startswith("=") else record[theirs]
     return renamed
 
@@ -240,9 +242,13 @@ def _from_json(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Mistake(f"{path} is not JSON: {error}") from None
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2 or not all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
+            raise Mistake(f"{path} is not JSON: {error}") from None
+        yield from _from_jsonl(path, wanted)  # a record a line, whatever it is named
+        return
     if not isinstance(records, list):
-        raise Mistake(f"{path} must hold a JSON list of records; for one record a line, name it .jsonl")
+        raise Mistake(f"{path} must hold a JSON list of records: put what is in it between [ and ]")
     for number, record in enumerate(records, 1):
         yield f"{path}: record {number}", record
 
@@ -252,7 +258,14 @@ def _from_csv(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]
 
 
 def _from_tsv(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]:
-    return _from_table(path, wanted, delimiter="\t", quoting=csv.QUOTE_NONE)  # a quote is a character like any other
+    """Here a quote is a character like any other, but in a file as Excel writes it: there a field with a quote in it is
+    in quotes, and each quote inside is doubled."""
+    with opened(path, newline="") as file:
+        quoted = [f for line in file for f in line.rstrip("\r\n").split("\t") if '"' in f]
+    as_excel = any('""' in f[1:-1] for f in quoted) and all(
+        len(f) > 1 and f[0] == f[-1] == '"' and '"' not in f[1:-1].replace('""', "") for f in quoted
+    )
+    return _from_table(path, wanted, delimiter="\t", quoting=csv.QUOTE_MINIMAL if as_excel else csv.QUOTE_NONE)
 
 
 def _from_table(path: Path, wanted: dict[str, str], delimiter: str, quoting: Any) -> Iterator[tuple[Where, Any]]:
@@ -271,7 +284,7 @@ def _from_table(path: Path, wanted: dict[str, str], delimiter: str, quoting: Any
             for row in rows:
                 where, line = f"{path}:{line}", rows.line_num + 1
                 if row and not names:
-                    names = [str(n) for n in range(1, len(row) + 1)] if numbered else row
+                    names = [str(n) for n in range(1, len(row) + 1)] if numbered else [name.strip() for name in row]
                     if len(set(names)) < len(names):
                         raise Mistake(f"{where} names a column twice: {', '.join(names)}")
                     if not numbered:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from cli import Mistake
+from cli import Mistake, listed
 from data.download import find
-from data.files import bytes_bar, cache_folder, made_by_rank_0, replacing, sha256_of, write_whole
+from data.files import bytes_bar, cached, made_by_rank_0, replacing, sha256_of, write_whole
 from data.records import READERS, Skipped, document, is_gz, kind_of, opened, read_records
 
 Piece = tuple[str, bool]  # some text, and whether a document ends with it
@@ -47,15 +47,28 @@ def pieces_of(source: str | Path, columns: str = "", skipped: Skipped | None = N
             yield "", True
 
 
-def files_of(path: Path) -> list[Path]:
-    """The file itself; of a folder, all .txt and .txt.gz in it and in its folders, sorted by path."""
+def files_of(path: Path, tell: bool = False) -> list[Path]:
+    """The file itself; of a folder, all .txt and .txt.gz in it and in its folders, sorted by path, but hidden ones.
+
+    tell: print what is chosen from a folder, and what is read as plain text though its name says otherwise.
+    """
     if path.is_dir():
-        files = [file for file in path.rglob("*") if file.name.endswith((".txt", ".txt.gz")) and file.is_file()]
-        if not files:
+        inside = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
+        read = {
+            name: file
+            for name, file in inside.items()
+            if file.name.lower().endswith((".txt", ".txt.gz")) and not any(part.startswith(".") for part in name.parts)
+        }
+        if not read:
             raise Mistake(f"{path} is a folder without a .txt or .txt.gz file")
-        return sorted(files, key=lambda file: file.relative_to(path).as_posix())
+        left_out = listed(sorted(name.as_posix() for name in inside.keys() - read.keys()), 3)
+        if tell:
+            print(f"{path}: {len(read):,} files are read; left out: {left_out}")
+        return sorted(read.values(), key=lambda file: file.relative_to(path).as_posix())
     if not path.is_file():
         raise Mistake(f"{path} is not a file")  # nor is a pipe, which cannot be read twice
+    if tell and kind_of(path) not in (*READERS, "", ".txt"):
+        print(f"{path}: read as plain text")
     return [path]
 
 
@@ -68,18 +81,18 @@ def token_file(
     counted and printed, each time: what is said of them is kept beside the ids.
     """
     path, columns = find(source, "text", columns)
-    files = files_of(path)
+    files = files_of(path, tell=True)
     contents = [(kind_of(file) if kind_of(file) in READERS else "text", sha256_of(file)) for file in files]
     skipping = [str(path)] if skip_bad else []  # which what is said of bad records names
     key = hashlib.sha256(repr((tokenizer.name, columns, contents, *skipping)).encode()).hexdigest()[:32]
     dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32)
-    cached = cache_folder() / f"{key}.{dtype.name}"
-    said = cached.with_suffix(".skipped")
-    if not (cached.exists() or made_by_rank_0(cached)):
+    tokens = cached(f"{key}.{dtype.name}")
+    said = tokens.with_suffix(".skipped")
+    if not (tokens.exists() or made_by_rank_0(tokens)):
         skipped = Skipped() if skip_bad else None
         is_plain = all(not is_gz(file) and kind_of(file) not in READERS for file in files)
         total = sum(file.stat().st_size for file in files) if is_plain else None  # bytes of text, where known
-        with replacing(cached) as out, bytes_bar(f"tokenising {path.name}", total) as bar:
+        with replacing(tokens) as out, bytes_bar(f"tokenising {path.name}", total) as bar:
             pieces = pieces_of(path, columns, skipped)
             for ids, n_bytes in encode(pieces, tokenizer, threads=min(8, os.cpu_count() or 1)):
                 ids.astype(dtype).tofile(out)
@@ -90,7 +103,7 @@ def token_file(
                 raise Mistake(f"{source} has no records")
     if skip_bad and (sentence := said.read_text(encoding="utf-8")):
         print(sentence)
-    return np.memmap(cached, dtype, mode="r")
+    return np.memmap(tokens, dtype, mode="r")
 
 
 def encode(pieces: Iterable[Piece], tokenizer: tiktoken.Encoding, threads: int) -> Iterator[tuple[np.ndarray, int]]:

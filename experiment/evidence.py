@@ -21,6 +21,7 @@ from model.gpt import GPT
 from model.lora import merge, plain_names, unmerge
 from run.resume import is_finished
 from store import checkpoint
+from store.learned import fingerprint, read_learned
 
 Evidence = dict[str, Any]
 
@@ -87,8 +88,8 @@ def about_continued(base: GPT, continued: GPT) -> dict[str, Any]:
 
 def about_lora(base: GPT, domain_run: str, sft: GPT, y: Yardsticks) -> dict[str, Any]:
     """Whether the base was, at the end of training, bit for bit as before, and whether merging changes an answer."""
-    at_the_end = checkpoint.read_learned(domain_run)["base_sha256"]  # of the trained model
-    untouched = at_the_end == checkpoint.fingerprint(plain_names(base))
+    at_the_end = read_learned(domain_run)["base_sha256"]  # of the trained model
+    untouched = at_the_end == fingerprint(plain_names(base))
     few = y.questions[:: max(1, len(y.questions) // 200)]
     prompts = [render_prompt(one.instruction, one.input) for one in few]
     beside = first_lines(sft, y.tokenizer, prompts)

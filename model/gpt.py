@@ -186,9 +186,9 @@ class GPT(nn.Module):
     def hidden(self, tokens: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """The last layer's state at every position, where any head can sit.
 
-        tokens: (B, T) ids below vocab_size; positions: where they stand, by default 0, 1, … T - 1, (T,); of packed rows
-        where in their own example, (B, T); a cache knows them itself. Returns (B, T, C). Raises ValueError beyond
-        block_size, and for positions beside a cache.
+        tokens: (B, T) ids below vocab_size; positions: where they stand, by default 0, 1, … T - 1, (T,); of packed
+        rows, and of padded ones if the model sees both sides, where in their own example, (B, T); a cache knows them
+        itself. Returns (B, T, C). Raises ValueError beyond block_size, and for positions beside a cache.
         """
         T, visible = tokens.size(1), None
         if T > self.config.block_size:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from cli import Mistake
+from cli import Mistake, listed
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")  # every Linear of a block
 
@@ -62,7 +62,7 @@ def targets_of(targets: str | Iterable[str], known: Iterable[str] = TARGETS) -> 
     names = {name.strip() for name in (targets.split(",") if isinstance(targets, str) else targets)}
     unknown = names - set(known)
     if unknown or not names:
-        raise Mistake(f"LoRA's targets must be among {', '.join(TARGETS)}; got {sorted(unknown) or 'none'}")
+        raise Mistake(f"LoRA's targets must be among {', '.join(TARGETS)}; got {listed(sorted(unknown))}")
     return names
 
 
@@ -93,7 +93,7 @@ def apply_lora(
     notes = getattr(model, "attached", [])
     there = next((other for other in notes if other["apply"] == "lora" and other["name"] == name), None)
     if there not in (None, note):
-        settings = f"--r {there['r']} --alpha {there['alpha']:g} --targets {','.join(there['targets'])}"
+        settings = f"--r {there['r']} --alpha {there['alpha']} --targets {','.join(there['targets'])}"
         raise Mistake(f"the model has an adapter named {name!r} already, which goes on learning with {settings}")
     for path, layer in linears.items():
         if path.split(".")[-1] in targets:
@@ -156,12 +156,12 @@ def refuse_if_merged(model: nn.Module) -> None:
 def plain_names(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
     """All parameters under the names that they have on disk: a base's as they were before apply_lora, and the A and B
     of one adapter as 'blocks.0.attn.q_proj.lora_A' -> (r, d_in), and so on; without other adapters."""
-    found = {}
-    for path, parameter in model.named_parameters():
-        plain = path.replace(f".adapters.{name}.", ".").replace(".base.", ".")
-        if ".adapters." not in plain:
-            found[plain] = parameter
-    return found
+    found = {plain_name(path, name): parameter for path, parameter in model.named_parameters()}
+    return {plain: parameter for plain, parameter in found.items() if ".adapters." not in plain}
+
+
+def plain_name(path: str, name: str = "default") -> str:
+    return path.replace(f".adapters.{name}.", ".").replace(".base.", ".")
 
 
 def lora_state_dict(model: nn.Module, name: str = "default") -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from model.lora import plain_names
 from run import ranks
 from run.device import GradientScale
 from store import checked, checkpoint
+from store.learned import FILES, fingerprint, whole
 
 LAST = ("step", "config", "data", "base", "learns", "optimizer", "scale", "random", "so_far")
 # fields of a config that may change: no step depends on them
@@ -42,16 +43,16 @@ def check_folder(out: Path, resume: bool) -> None:
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise Mistake(f"{out} cannot be written, since {there} cannot: give another --out")
-    trained = next((name for name in checkpoint.FILES if (out / name).exists()), "")
-    begun = (out / "config.json").exists() or (out / "last.pt").exists()
-    finished = is_finished(out)
+    trained = next((name for name in FILES if (out / name).exists()), "")
+    saved, finished = (out / "last.pt").exists(), is_finished(out)
+    begun = saved or (out / "config.json").exists()
     if (begun or trained) and not resume:
-        way = "" if finished or not begun else "; or --resume to go on with it"
+        way = "; or --resume to go on with it" if saved or not (finished or trained) else ""
         raise Mistake(f"{out} holds a run already: give another --out, or delete it{way}")
     if resume and finished:
         (out / "last.pt").unlink(missing_ok=True)
         raise Mistake(f"{out} is finished: to train it further, begin another run with --init-from {out}")
-    if resume and trained and not (out / "last.pt").exists():
+    if resume and trained and not saved:
         raise Mistake(f"{out} holds {trained}, but not the last.pt to go on from: give another --out")
 
 
@@ -70,7 +71,7 @@ class Saves:
         self.model, self.optimizer, self.base = model, optimizer, base
         self.learns = {name: p for name, p in model.named_parameters() if p.requires_grad}
         frozen = {name: p for name, p in plain_names(model).items() if not p.requires_grad}
-        self.began_with = {"data": batches.fingerprint(), "base": checkpoint.fingerprint(frozen) if frozen else ""}
+        self.began_with = {"data": batches.fingerprint(), "base": fingerprint(frozen) if frozen else ""}
         # so far: graded tokens, seconds, and the lowest held-out NLL
         self.so_far: dict[str, Any] = {"graded_tokens": 0, "seconds": 0.0, "best": math.inf}
 
@@ -124,10 +125,10 @@ class Saves:
             self.saved_at = time.perf_counter()
 
     def save(self, done: int) -> None:
-        learns = {name: checkpoint.whole(parameter.detach()) for name, parameter in self.learns.items()}
+        learns = {name: whole(parameter.detach()) for name, parameter in self.learns.items()}
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {
-            i: {key: checkpoint.whole(tensor) for key, tensor in tensors.items()}
+            i: {key: whole(tensor) for key, tensor in tensors.items()}
             for i, tensors in optimizer["state"].items()
         }
         rank, n_ranks = ranks.rank_and_size()
@@ -183,6 +184,6 @@ def cut_metrics(path: Path, heading: Sequence[str], steps: int) -> str:
     kept = [row for row in rows if row[0].isdecimal() and int(row[0]) < steps]
     if len(kept) < steps:
         print(f"{path} lacks the rows of {steps - len(kept):,} steps: they were lost, but the model was not")
-    whole = io.StringIO()
-    csv.writer(whole, lineterminator="\n").writerows([heading, *kept])
-    return whole.getvalue()
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([heading, *kept])
+    return file.getvalue()

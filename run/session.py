@@ -22,7 +22,8 @@ from model.lora import targets_of
 from run import device, ranks
 from run.resume import Saves, check_folder, cut_metrics
 from run.signals import asked_to_stop, leaving
-from store.checkpoint import Opened, whole
+from store.checkpoint import Opened
+from store.learned import whole
 
 COLUMNS = ("step", "loss", "held_out_nll", "learning_rate", "grad_norm", "graded_tokens", "seconds")
 

@@ -2,46 +2,41 @@
 
     model.pt      all of a model: {"config" of the GPT, "tokenizer": its name, "attached", "weights"}, beside it
                   tokenizer.tiktoken unless that is gpt2 or bytes
-    learned.pt    what has learned, where the rest has not: {"base": the name of the run it began from, "base_sha256":
-                  of all that has not learned, "attached", "weights"}
+    learned.pt    what has learned, where the rest has not, and the name of its base (store/learned.py)
 
-attached tells what a method has put beside the weights, and how: [{"apply": "lora", "r": 8, …}]. To load is to attach
-the same again and to fill in the weights, by name. Wherever a run is read, a model or an adapter in Hugging Face's
-layout will do (store/hugging_face.py), and so does adapter.pt, as the first release wrote it.
+Wherever a run is read, a model or an adapter in Hugging Face's layout will do (store/hugging_face.py).
 
 Everything here raises a Mistake for a folder or file that does not fit.
 """
 
 import dataclasses
-import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tiktoken
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cli import Mistake, rank
 from data import tokenizer as tokenizers
 from model.generate import lay_out_for_generation
 from model.gpt import GPT, GPTConfig
-from model.lora import apply_lora, is_of_lora, plain_names, refuse_if_merged
+from model.lora import plain_name, plain_names, refuse_if_merged
 from store import checked, hugging_face
+from store.learned import (
+    at_hand,
+    attach,
+    file_of,
+    fill,
+    fingerprint,
+    is_partly_learned,
+    read_learned,
+    refuse_what_differs,
+    run_folder,
+    whole,
+)
 
 MODEL = ("config", "tokenizer", "weights")
-LEARNED = ("base", "base_sha256", "attached", "weights")
-FIRST_RELEASE = ("config", "base", "base_sha256", "weights")  # adapter.pt, of LoRA alone
-FILES = ("model.pt", "learned.pt", "adapter.pt")
-
-
-def new_head(model: GPT, classes: int) -> None:
-    """Gives the model a head of its own: a Linear of C to the classes."""
-    model.head = nn.Linear(model.config.n_embd, classes)
-    model.attached = [*model.attached, {"apply": "head", "classes": classes}]
-
-
-APPLY: dict[str, Callable[..., Any]] = {"lora": apply_lora, "head": new_head}
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -71,12 +66,11 @@ class Opened:
             with torch.device("meta"):  # no memory and no time for initial weights
                 model = GPT(dataclasses.replace(self.config, dropout=dropout))
                 attach(model, self.attached)
-            full_names = {parameter: name for name, parameter in model.named_parameters()}
-            names = {plain: full_names[parameter] for plain, parameter in plain_names(model).items()}
-            state = {names.get(plain, plain): tensor.float() for plain, tensor in weights.items()}
+            refuse_what_differs(plain_names(model), weights)
+            state = {path: weights[plain_name(path)].float() for path in model.state_dict()}
             model.load_state_dict(state, assign=True)
-        except (TypeError, RuntimeError) as error:
-            raise Mistake(f"{self.name}/model.pt does not fit its own config: {checked.first_line(error)}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise Mistake(f"{self.name} does not fit its own config: {checked.first_line(error)}") from error
         if self.learned:
             fill(model, self.learned, self.name)
         return model
@@ -86,8 +80,8 @@ def open_run(name: str | Path) -> Opened:
     """Reads a run, or a model of others by name, once."""
     folder = run_folder(name)
     if hugging_face.is_model(folder):
-        model = hugging_face.load_model(folder)
-        config, weights, attached = model.config, dict(model.state_dict()), []
+        config, weights = hugging_face.read_model(folder)
+        attached: list[dict[str, Any]] = []
         tokenizer = hugging_face.tokenizer_of(folder, config)
     elif is_partly_learned(folder):
         learned = read_learned(folder)
@@ -144,100 +138,6 @@ def load_run(name: str, adapter: str, device: torch.device) -> tuple[GPT, tiktok
 def split(adapters: str) -> list[str]:
     """The names of several adapters, given with commas between."""
     return [one.strip() for one in adapters.split(",") if one.strip()]
-
-
-# ---- what has learned, and its base ----------------------------------------------------------------------------------
-
-
-def is_partly_learned(folder: str | Path) -> bool:
-    """Whether a run holds a part of a model: what has learned, of LoRA for example A and B."""
-    folder = run_folder(folder)
-    there = any(Path(folder, file).is_file() for file in FILES[1:])
-    return hugging_face.is_adapter(folder) or (there and not Path(folder, "model.pt").is_file())
-
-
-def read_learned(name: str | Path) -> dict[str, Any]:
-    """What a learned.pt holds; an adapter of PEFT, or of the first release, as such."""
-    folder = run_folder(name)
-    if hugging_face.is_adapter(folder):
-        note, weights = hugging_face.load_adapter(folder)
-        return {"base": hugging_face.base_of(folder), "base_sha256": "", "attached": [note], "weights": weights}
-    if Path(folder, "adapter.pt").is_file():
-        contents = checked.read(Path(folder, "adapter.pt"), FIRST_RELEASE)
-        note = {"apply": "lora", **contents["config"], "name": "default"}
-        return contents | {"attached": [note | {"alpha": float(note["alpha"])}]}
-    return checked.read(file_of(folder, "learned.pt"), LEARNED)
-
-
-def load_adapter(model: GPT, name: str | Path, adapter: str = "default") -> None:
-    """Puts an adapter, of a run or from PEFT, beside a model's Linears, active."""
-    fill(model, read_learned(name), name, adapter)
-
-
-@torch.no_grad()
-def fill(model: GPT, learned: dict[str, Any], folder: str | Path, name: str = "default") -> None:
-    """Attaches what has learned to its base, an adapter under the name, and fills it in. Refuses a model that is not
-    its base: a run knows that by every bit, an adapter from PEFT by its shapes only."""
-    weights = learned["weights"]
-    refuse_if_merged(model)
-    frozen = {path: p for path, p in plain_names(model, "").items() if path not in weights}
-    if learned["base_sha256"] not in ("", fingerprint(frozen)):
-        raise Mistake(f"{folder} was trained on {learned['base']}, not on this base: their weights differ")
-    try:
-        attach(model, [note | {"name": name} if "name" in note else note for note in learned["attached"]])
-        own = plain_names(model, name)
-        if learned["base_sha256"] == "":  # PEFT may have adapters of some layers only
-            weights = {path: torch.zeros_like(p) for path, p in own.items() if is_of_lora(path)} | weights
-        for path in sorted(weights.keys() | (own.keys() - frozen.keys())):
-            if path not in own or path not in weights:
-                raise ValueError(f"only {'the model' if path in own else 'what has learned'} has {path}")
-            if own[path].shape != weights[path].shape:
-                shapes = f"{tuple(own[path].shape)} in the model, {tuple(weights[path].shape)} in what has learned"
-                raise ValueError(f"{path} is {shapes}")
-            own[path].copy_(weights[path])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Mistake(f"{folder} does not fit its base: {checked.first_line(error)}") from error
-
-
-def attach(model: GPT, attached: list[dict[str, Any]]) -> None:
-    for note in attached:
-        APPLY[note["apply"]](model, **{key: value for key, value in note.items() if key != "apply"})
-
-
-def at_hand(base: str, adapter: str | Path) -> str:
-    """The base that an adapter was trained on, where it is. Raises a Mistake if it is no longer there."""
-    if not hugging_face.is_model(base) and not any(Path(run_folder(base), file).is_file() for file in FILES):
-        raise Mistake(f"{adapter} was trained on {base}, where no model is now: name its folder with --from")
-    return base
-
-
-def fingerprint(tensors: dict[str, Any]) -> str:
-    """The sha256 of tensors, their names and their bits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        tensor = whole(tensor.detach())
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-# ---- folders ---------------------------------------------------------------------------------------------------------
-
-
-def run_folder(name: str | Path) -> str:
-    """The folder of a run, which may also be named by the file in it."""
-    path = Path(name)
-    return str(path.parent) if path.name in FILES and path.is_file() else str(name)
-
-
-def file_of(folder: str | Path, file: str) -> Path:
-    path = Path(folder, file)
-    if not path.is_file():
-        others = [other for other in (*FILES, "adapter_config.json") if Path(folder, other).is_file()]
-        hint = f"; it holds {others[0]}" if others else ""
-        unfinished = "; it is unfinished: --resume goes on with it" if Path(folder, "last.pt").is_file() else ""
-        raise Mistake(f"{folder} is not a run with {file}{hint}{unfinished}")
-    return path
 
 
 def tokenizer_beside(folder: str, name: str) -> tiktoken.Encoding:
@@ -297,11 +197,6 @@ def _write(path: Path, contents: dict[str, Any]) -> int:
         return 0  # rank 0 writes
     refuse_if_not_finite(contents["weights"], path)
     return checked.write(path, contents)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be in parts on all ranks (run/ranks.py), in one piece on the CPU. All ranks must ask for it."""
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
 
 
 def refuse_if_not_finite(weights: dict[str, Tensor], path: Path) -> None:

@@ -4,14 +4,17 @@ Hugging Face's GPT-2 differs from ours in names and layout, in nothing else: its
 and c_attn is q, k and v in one. Adapters (PEFT) are not transposed: A (r, d_in), B (d_out, r), as here.
 """
 
+import dataclasses
 import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from model.gpt import GPT, GPTConfig
+from model.gpt import GPTConfig
 
 SHAPES: dict[str, tuple[int, int, int]] = {  # n_layer, n_head, n_embd of the published models
     "gpt2": (12, 12, 768),
@@ -20,6 +23,7 @@ SHAPES: dict[str, tuple[int, int, int]] = {  # n_layer, n_head, n_embd of the pu
     "gpt2-large": (36, 20, 1280),
     "gpt2-xl": (48, 25, 1600),
 }
+SIZES = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")  # as config.json calls them, in GPTConfig's order
 QKV = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
 THEIRS = {"attn.o_proj": "attn.c_proj", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"}
 OURS = {theirs: ours for ours, theirs in THEIRS.items()}
@@ -41,11 +45,10 @@ def config_from(settings: dict[str, Any]) -> GPTConfig:
     for key, values in BUILT.items():
         if settings.get(key, values[0]) not in values:
             raise ValueError(f"{key} is {settings[key]!r}; only {values[0]!r} is built here")
-    sizes: list[Any] = [settings.get(key) for key in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")]
+    sizes: list[Any] = [settings.get(key) for key in SIZES]
     if not all(type(size) is int for size in sizes):
-        raise ValueError("vocab_size, n_positions, n_layer, n_head and n_embd must be whole numbers")
-    V, T, n_layer, n_head, C = sizes
-    config = GPTConfig(V, T, n_layer, n_head, C)
+        raise ValueError(f"{', '.join(SIZES)} must be whole numbers")
+    config = GPTConfig(*sizes)
     if settings.get("n_inner") not in (None, 4 * config.n_embd):
         raise ValueError(f"n_inner is {settings['n_inner']}; only 4 n_embd = {4 * config.n_embd} is built here")
     return config
@@ -56,59 +59,57 @@ def settings_from(config: GPTConfig, tokenizer: str, end_of_text: int) -> dict[s
     return {
         "architectures": ["GPT2LMHeadModel"],
         **{key: values[0] for key, values in BUILT.items()},
-        "vocab_size": config.vocab_size,
-        "n_positions": config.block_size,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
+        **dict(zip(SIZES, dataclasses.astuple(config), strict=False)),
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "tokenizer": tokenizer,
     }
 
 
-def shape_from(tensors: dict[str, Tensor], n_head: int | None = None) -> GPTConfig:
+def shape_from(tensors: dict[str, Tensor]) -> GPTConfig:
     """The shape that the weights themselves tell; but for n_head, which is n_embd / 64 in all published sizes."""
     try:
         (V, C), (T, _) = tensors["wte.weight"].shape, tensors["wpe.weight"].shape
     except (KeyError, ValueError):
         raise ValueError("wte.weight and wpe.weight, the embeddings of GPT-2, are not in it") from None
-    if not n_head and C % 64:
+    if C % 64:
         raise ValueError(f"its {C} channels do not make heads of 64: a config.json beside it must tell their number")
     n_layer = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
-    return GPTConfig(V, T, n_layer, n_head or C // 64, C)
+    return GPTConfig(V, T, n_layer, C // 64, C)
+
+
+def bare(name: str) -> str:
+    """Without what transformers, PEFT, torch.compile and wrappers for several devices put before a weight's name."""
+    return re.sub(r"^((module|base_model|model|transformer)\.)+", "", name.replace("_orig_mod.", ""))
 
 
 def without_extras(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, under the names of the published gpt2: no prefix, no causal masks, no copy of the tied head."""
-    weights = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    """The weights, under the names of the published gpt2: bare, no causal masks, no copy of the tied head."""
+    weights = {bare(name): tensor for name, tensor in tensors.items()}
+    if len(weights) < len(tensors):
+        raise ValueError("some weights are in it twice, under names that differ in what stands before them")
     head = weights.pop("lm_head.weight", None)
     if head is not None and not torch.equal(head.float(), weights.setdefault("wte.weight", head).float()):
         raise ValueError("lm_head.weight differs from wte.weight: a head that is not tied is not built here")
     return {name: tensor for name, tensor in weights.items() if not re.search(r"\.attn\.(masked_)?bias$", name)}
 
 
-def model_from(weights: dict[str, Tensor], config: GPTConfig) -> GPT:
-    """A GPT with these weights (names without prefix), in fp32. Raises ValueError where they do not fit the shape."""
+def weights_from(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """The weights under our names, in our layout. Takes them out of the dict one by one, so that each is there once."""
     ours: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
+    while weights:
+        name, tensor = weights.popitem()
         name = re.sub(r"^h\.", "blocks.", name)
         if name.endswith(".weight") and re.search(r"\.c_\w+\.", name):
-            tensor = tensor.T  # (d_in, d_out) -> (d_out, d_in)
+            tensor = tensor.T.contiguous()  # (d_in, d_out) -> (d_out, d_in)
         if ".c_attn." in name:
             if not tensor.dim() or tensor.size(0) != 3 * config.n_embd:
                 raise ValueError(f"{name} is {tuple(tensor.shape)}, not q, k and v of {config.n_embd} channels")
-            parts = zip(QKV, tensor.chunk(3), strict=True)
-            ours |= {name.replace("attn.c_attn", proj): part for proj, part in parts}
+            for proj, part in zip(QKV, tensor.chunk(3), strict=True):
+                ours[name.replace("attn.c_attn", proj)] = part.clone()
         else:
             ours[re.sub(r"attn\.c_proj|mlp\.c_fc|mlp\.c_proj", lambda theirs: OURS[theirs[0]], name)] = tensor
-    with torch.device("meta"):  # no memory and no time for initial weights
-        model = GPT(config)
-    try:
-        model.load_state_dict({name: tensor.float().contiguous() for name, tensor in ours.items()}, assign=True)
-    except RuntimeError as error:
-        raise ValueError("; ".join(line.strip() for line in str(error).splitlines()[1:3])) from None
-    return model
+    return ours
 
 
 def weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -131,22 +132,30 @@ def weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 PEFT = "base_model.model.transformer.h.{}.{}.lora_{}.weight"  # block, layer, A or B
 
+# What an adapter_config.json may say, beside what is null, false or empty: one of these values, or anything for a key
+# that is read below, or that does not change what the adapter computes.
+UNDERSTOOD: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian", "orthogonal"),  # others change W0 itself
+}
+HARMLESS = """lora_alpha alpha_pattern use_rslora r rank_pattern target_modules exclude_modules layers_to_transform
+    layers_pattern fan_in_fan_out lora_dropout task_type inference_mode base_model_name_or_path revision auto_mapping
+    peft_version megatron_core qalora_group_size""".split()
+
 
 def adapter_from(tensors: dict[str, Tensor], settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """PEFT's adapter as ours: ({"r", "alpha", "targets"}, A and B by name). Raises ValueError for what LoRA is not.
 
-    An adapter of c_attn becomes three with the same A: B's rows are q's, k's and v's. Ranks that differ from layer to
-    layer are filled up with zeros to one r; columns of B that are zero are left out. Either leaves B A as it is.
+    Which layers have one the tensors tell. One of c_attn becomes three with the same A: B's rows are q's, k's and v's.
+    Ranks that differ are filled up with zeros to one r; columns of B that are zero are left out: B A stays as it is.
     """
-    odd = {"peft_type": "LORA", "bias": "none", "use_dora": False, "modules_to_save": None, "lora_bias": False}
-    for key, only in odd.items():
-        if settings.get(key) not in (only, None, []):
-            raise ValueError(f"{key} is {settings[key]!r}; only {only!r} is built here")
-    if settings.get("init_lora_weights", True) not in (True, False, None, "gaussian"):
-        raise ValueError(f"init_lora_weights is {settings['init_lora_weights']!r}, which changes W0 itself")
+    for key, value in settings.items():
+        if value and value not in UNDERSTOOD.get(key, ()) and key not in HARMLESS:
+            raise ValueError(f"{key} is {reprlib.repr(value)}, which is not built here")
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for block, layer, A, B in _pairs_of(tensors):
-        B = B * _scaling(settings, f"transformer.h.{block}.{layer}", A.size(0))
+    for path, block, layer, A, B in _pairs_of(tensors):
+        B = B * _scaling(settings, path, A.size(0))
         parts = zip(QKV, B.chunk(3), strict=True) if layer == "attn.c_attn" else [(OURS[layer], B)]
         for place, rows in parts:
             used = rows.any(0)
@@ -154,28 +163,30 @@ def adapter_from(tensors: dict[str, Tensor], settings: dict[str, Any]) -> tuple[
     r = max([1, *(A.size(0) for A, _ in pairs.values())])
     state = {}
     for place, (A, B) in pairs.items():
-        missing = r - A.size(0)
-        state[f"{place}.lora_A"] = torch.cat([A, A.new_zeros(missing, A.size(1))])
-        state[f"{place}.lora_B"] = torch.cat([B, B.new_zeros(B.size(0), missing)], 1)
+        state[f"{place}.lora_A"] = F.pad(A, (0, 0, 0, r - A.size(0)))
+        state[f"{place}.lora_B"] = F.pad(B, (0, r - B.size(1)))
     return {"r": r, "alpha": float(r), "targets": sorted({place.split(".")[-1] for place in pairs})}, state
 
 
-def _pairs_of(tensors: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """The block, the layer, A and B of each adapter. Raises ValueError for what is none."""
-    pattern = re.escape(PEFT).replace(r"\{\}", "{}").format(r"(\d+)", r"(.+)", "[AB]")
-    layers = {name: re.fullmatch(pattern, name) for name in tensors}
-    unknown = [name for name, match in layers.items() if not match or match[2] not in (*OURS, "attn.c_attn")]
-    if unknown or not tensors:
-        raise ValueError(f"{unknown[0]} is no adapter of a layer of GPT-2" if unknown else "there is no adapter in it")
-    for block, layer in sorted({(match[1], match[2]) for match in layers.values() if match}):
-        names = [PEFT.format(block, layer, AB) for AB in "AB"]
-        if not set(names) <= tensors.keys():
-            raise ValueError(f"{names[0]} or {names[1]} is missing")
-        A, B = (tensors[name].float() for name in names)
-        thirds = 3 if layer == "attn.c_attn" else 1
+def _pairs_of(tensors: dict[str, Tensor]) -> Iterator[tuple[str, str, str, Tensor, Tensor]]:
+    """Of each adapter: its layer's full name, its block and layer, A and B. Raises ValueError for what is none."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        path, _, half = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        layers.setdefault(path, {})[half] = tensor.float()
+    if not layers:
+        raise ValueError("there is no adapter in it")
+    for path, halves in sorted(layers.items()):
+        match = re.fullmatch(r"h\.(\d+)\.(.+)", bare(path))
+        if not match or match[2] not in (*OURS, "attn.c_attn") or not halves.keys() <= {"lora_A", "lora_B"}:
+            raise ValueError(f"{path}.{sorted(halves)[-1]} is no adapter of a layer of GPT-2")
+        if len(halves) < 2:
+            raise ValueError(f"lora_A or lora_B of {path} is missing")
+        A, B = halves["lora_A"], halves["lora_B"]
+        thirds = 3 if match[2] == "attn.c_attn" else 1
         if A.dim() != 2 or B.dim() != 2 or not A.size(0) or A.size(0) != B.size(1) or B.size(0) % thirds:
-            raise ValueError(f"A is {tuple(A.shape)} and B {tuple(B.shape)} in h.{block}.{layer}: they do not fit")
-        yield block, layer, A, B
+            raise ValueError(f"A is {tuple(A.shape)} and B {tuple(B.shape)} in {path}: they do not fit")
+        yield path, match[1], match[2], A, B
 
 
 def _scaling(settings: dict[str, Any], layer: str, r: int) -> float:

@@ -22,11 +22,12 @@ from cli import Mistake
 from data.download import fetch
 from data.public import WEIGHTS
 from data.tokenizer import load_tokenizer, vocabulary_of
-from model.gpt import GPT, GPTConfig
+from model.gpt import GPTConfig
 from store import gpt2
 from store.safetensors import read_safetensors
 
 FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -38,15 +39,15 @@ def is_model(name: str | Path) -> bool:
     return path.suffix in (".safetensors", ".bin") or (str(name) in WEIGHTS and not path.exists())
 
 
-def load_model(name: str | Path) -> GPT:
-    """The model, on the CPU, in fp32."""
+def read_model(name: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """The model's shape, and its weights under our names, on the CPU."""
     path = _file_of(name)
     with _as_mistake(path):
         weights = gpt2.without_extras(_tensors(path))
         config = _config(name) or gpt2.shape_from(weights)
         if not _config(name):
             print(f"{path}: no config.json beside it, so {config.n_head} heads of 64 channels are taken, as in gpt2")
-        return gpt2.model_from(weights, config)
+        return config, gpt2.weights_from(weights, config)
 
 
 def config_of(name: str | Path) -> GPTConfig:
@@ -76,12 +77,12 @@ def tokenizer_of(name: str | Path, config: GPTConfig) -> tiktoken.Encoding:
 
 
 def is_adapter(name: str | Path) -> bool:
-    return Path(name, "adapter_config.json").is_file()
+    return Path(name, ADAPTER_CONFIG).is_file()
 
 
 def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An adapter from PEFT as ours: how to attach it (store/checkpoint.py), and the A and B there are."""
-    settings = _settings(Path(folder), "adapter_config.json") or {}
+    """An adapter from PEFT as ours: how to attach it (store/learned.py), and the A and B there are."""
+    settings = _settings(Path(folder), ADAPTER_CONFIG) or {}
     path = _first(Path(folder), ADAPTER_FILES)
     with _as_mistake(path):
         config, state = gpt2.adapter_from(_tensors(path), settings)
@@ -92,7 +93,7 @@ def base_of(folder: str | Path) -> str:
     """The base that an adapter from PEFT names, or the one that was exported with it."""
     if Path(folder, "base", "config.json").is_file():
         return str(Path(folder, "base"))
-    name = str((_settings(Path(folder), "adapter_config.json") or {}).get("base_model_name_or_path", ""))
+    name = str((_settings(Path(folder), ADAPTER_CONFIG) or {}).get("base_model_name_or_path") or "")
     short = name.removeprefix("openai-community/").removeprefix("distilbert/")
     return short if short in WEIGHTS else name
 

@@ -9,7 +9,6 @@ A file that breaks one of these rules is refused, with a sentence that says wher
 
 import json
 import math
-import os
 import reprlib
 import struct
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from data.files import replacing
 
 DTYPES = {
     "F64": torch.float64,
@@ -121,15 +122,8 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor]) -> int:
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
-    unfinished = Path(f"{path}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for tensor in tensors.values():
-                file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(Path(path)) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return Path(path).stat().st_size

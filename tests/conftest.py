@@ -10,6 +10,7 @@ os.environ["FINETUNING_CACHE"] = tempfile.mkdtemp(prefix="finetuning-tests-")  #
 import pytest
 import torch
 
+import new_model
 import train_lora
 import train_pretrain
 import train_sft
@@ -59,8 +60,9 @@ def instructions(folder):
 def base(folder, text):
     """A run of train_pretrain: two layers, bytes, rows of up to 192 tokens."""
     out = str(folder / "base")
-    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 192}
-    train_pretrain.main(train_pretrain.Config(text=text, out=out, steps=20, batch_size=8, device="cpu", **shape))
+    new_model.main(new_model.Config(out=f"{out}-new", n_layer=2, n_head=2, n_embd=16, block_size=192))
+    how = {"init_from": f"{out}-new", "block_size": 192, "steps": 20, "batch_size": 8, "device": "cpu"}
+    train_pretrain.main(train_pretrain.Config(text=text, out=out, **how))
     return out
 
 
@@ -81,6 +83,11 @@ def train(base, text, instructions, tmp_path):
         return main(config), out
 
     return run
+
+
+def tokens_of(example):
+    """What was shifted into an example's inputs and targets."""
+    return [*example.inputs.tolist(), int(example.targets[-1])]
 
 
 def weights(run):

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BUILTIN = ROOT / "data" / "builtin"
 SIZE = ["--block-size", "128", "--batch-size", "4", "--micro-batches", "2", "--dropout", "0.1"]
-LENGTH = ["--steps", "24", "--eval-every", "10", "--held-out", "0.02", "--keep-best", "--device", "cpu"]
+LENGTH = ["--steps", "16", "--eval-every", "7", "--held-out", "0.005", "--keep-best", "--device", "cpu"]
 METHODS = {
     "pretrain": ["train_pretrain.py", "--text", str(BUILTIN / "domain.txt")],
     "sft": ["train_sft.py", "--instructions", str(BUILTIN / "instructions.json")],

@@ -17,7 +17,7 @@ import sample
 import train_lora
 import train_sft
 from data.batches import Batches, collate
-from data.examples import Example, from_instructions, graded_everywhere, packed, render_prompt
+from data.examples import Example, Reading, from_instructions, graded_everywhere, packed, render_prompt
 from evaluate import token_nll
 from model.generate import generate
 from model.gpt import GPTConfig
@@ -51,7 +51,7 @@ def train(method="sft", records=RECORDS, **settings):
 
 
 def some_examples():
-    return list(from_instructions(written(RECORDS), TOKENIZER, 128, 0.1)[0])
+    return list(from_instructions(written(RECORDS), Reading(TOKENIZER, 128, 0.1))[0])
 
 
 def with_adapter(targets=("q_proj", "up_proj"), r=4, alpha=8.0, dropout=0.0):
@@ -116,7 +116,7 @@ def nothing_graded():
 
 def prompts_that_fill_the_block():
     records = [{"instruction": "i", "input": "x" * 200, "output": "never seen"}, *RECORDS[:2], *RECORDS[:2]]
-    train, held_out = from_instructions(written(records), TOKENIZER, 60, 0.1)
+    train, held_out = from_instructions(written(records), Reading(TOKENIZER, 60, 0.1))
     rows = [*train, *held_out]
     return f"of {len(rows)} rows that are kept, {sum(not row.graded[1:].any() for row in rows)} have nothing graded"
 
@@ -137,7 +137,7 @@ def at_batch_sizes():
 
 def as_reported():
     results, run = train(steps=10)
-    judged = token_nll(open_run(run).model(), from_instructions(written(RECORDS), TOKENIZER, 128, 0.1)[1], 4)
+    judged = token_nll(open_run(run).model(), from_instructions(written(RECORDS), Reading(TOKENIZER, 128, 0.1))[1], 4)
     return f"train_sft.py says {results['held_out_nll']:.4f} nats, evaluate.py {judged:.4f}"
 
 

@@ -1,16 +1,18 @@
 """The commands around the scripts: talking to a run, judging a run, training a tokenizer."""
 
 import io
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import compare
 import evaluate
+import new_model
 import sample
 from data import tokenizer
-from data.examples import Instruction, from_instructions, from_text, read_instructions, render_prompt
-from experiment import sweep
+from data.examples import Instruction, Reading, from_instructions, from_text, read_instructions, render_prompt
 from model.gpt import GPT, GPTConfig
 from store.checkpoint import open_run, save_model
 
@@ -81,7 +83,7 @@ def test_evaluate_prints_loss_and_perplexity_and_for_instructions_exact_match(ki
     file, read = (text, from_text) if kind == "text" else (instructions, from_instructions)
     evaluate.main(evaluate.Config(from_=base, device="cpu", held_out=0.3, **{kind: file}))
     said = capsys.readouterr().out
-    _, examples = read(file, open_run(base).tokenizer, 192, 0.3)
+    _, examples = read(file, Reading(open_run(base).tokenizer, 192, 0.3))
     assert f"NLL {evaluate.token_nll(open_run(base).model(), examples, 32):.4f}" in said
     assert "perplexity" in said and ("exact match 0.0%" in said) == (kind == "instructions")
 
@@ -100,7 +102,7 @@ def test_a_model_with_a_tokenizer_of_its_own_takes_it_along(text, tmp_path):
     )
     (tmp_path / "tokenizer.tiktoken").write_bytes(own.read_bytes().replace(b" 256\n", b" 279\n", 1))
     with pytest.raises(ValueError, match="tokenizer"):
-        open_run(tmp_path).tokenizer
+        open_run(tmp_path)
 
 
 def test_a_save_that_breaks_off_leaves_the_old_file(base, tmp_path, monkeypatch):
@@ -118,16 +120,15 @@ def test_a_save_that_breaks_off_leaves_the_old_file(base, tmp_path, monkeypatch)
     assert (tmp_path / "model.pt").read_bytes() == before
 
 
-def test_sweep_judges_by_questions_of_its_own():
-    settings = compare.Config()
-    known = {
-        (one.instruction, one.input)
-        for file in (settings.instructions, settings.questions)
-        for one in read_instructions(file)
-    }
-    new = sweep.new_questions(settings)
-    assert len(new) > 500 and {one.split for one in new} == set(evaluate.SPLITS)
-    assert not known & {(one.instruction, one.input) for one in new}
+def test_a_sweep_judges_by_questions_of_its_own(tmp_path):
+    """Those of the comparison, and those that are trained on, are left out of the file."""
+    known = [one._asdict() for one in read_instructions("data/builtin/questions.json")[:3]]
+    known += [one._asdict() for one in read_instructions("data/builtin/instructions.json")[:3]]
+    new = {"instruction": "Which colour is the moon?", "output": "white"}
+    (tmp_path / "questions.json").write_text(json.dumps([*known, new]))
+    config = compare.Config(sweep=True, questions=str(tmp_path / "questions.json"))
+    asked = compare.yardsticks_of(config, torch.device("cpu")).questions
+    assert [one.instruction for one in asked] == [new["instruction"]]
 
 
 def test_examples_in_the_prompt_are_written_as_the_model_would_have_answered_them():
@@ -143,9 +144,32 @@ def test_first_lines_end_where_the_line_does(base):
     assert len(said) == 2 and all("\n" not in line and line == line.strip() for line in said)
 
 
-def test_evaluate_warns_of_what_a_run_has_learned_from(train, instructions, capsys):
-    _, run = train("sft", held_out=0.2)
-    for held_out, warns in [(0.2, False), (0.5, True), (1.0, True)]:
-        capsys.readouterr()
-        evaluate.main(evaluate.Config(from_=str(run), instructions=instructions, held_out=held_out, device="cpu"))
-        assert ("held out 0.2, so it has learned from part of" in capsys.readouterr().out) == warns
+def test_evaluate_judges_as_the_run_was_trained_and_warns_of_what_it_has_learned_from(train, instructions, capsys):
+    """Its block size and its held-out part, whatever the model could read; and the file is known under another name."""
+    results, run = train("sft", held_out=0.2, block_size=96)
+    copy = run / "copy.json"
+    copy.write_bytes(Path(instructions).read_bytes())
+    for file in (instructions, str(copy)):
+        for how, says, warns in [
+            ({}, f"rows of up to 96 tokens, by 0.2 of the file, as {run} was trained", False),
+            ({"held_out": 0.5}, f"by 0.5 of the file; {run} was trained with 96 and 0.2", True),
+            ({"held_out": 1.0, "block_size": 192}, "rows of up to 192 tokens", True),
+        ]:
+            capsys.readouterr()
+            evaluate.main(evaluate.Config(from_=str(run), instructions=file, device="cpu", **how))
+            said = capsys.readouterr().out
+            assert says in said
+            assert ("held out 0.2, so it has learned from part of" in said) == warns
+            if not how:
+                assert f"NLL {results['held_out_nll']:.4f}" in said
+
+
+def test_a_new_model_has_the_shape_and_the_seed_that_were_asked_for(tmp_path):
+    runs = [str(tmp_path / name) for name in "abc"]
+    for run, seed in zip(runs, (1, 1, 2), strict=True):
+        new_model.main(new_model.Config(out=run, n_layer=1, n_head=2, n_embd=8, block_size=16, seed=seed))
+    one, same, other = (open_run(run).model() for run in runs)
+    assert one.config == GPTConfig(257, 16, 1, 2, 8)
+    assert torch.equal(one.wte.weight, same.wte.weight) and not torch.equal(one.wte.weight, other.wte.weight)
+    with pytest.raises(ValueError, match=r"holds a run already: give another --out, or delete it$"):
+        new_model.main(new_model.Config(out=runs[0]))

@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,11 @@ import compare
 from evaluate import SPLITS
 from experiment import claims
 from experiment.evidence import pretraining
+from model.lora import base_state_dict, plain_names
 from run import plot
 from store.checkpoint import fingerprint, load_run, open_run
 
+pytestmark = pytest.mark.xdist_group("compare")  # all in one process: what they share takes long to make
 METHODS = [
     "base", "continued pretraining", "LoRA on the domain", "SFT", "LoRA-SFT", "SFT, prompt graded",
     "SFT, random weights",
@@ -25,11 +26,11 @@ METHODS = [
 
 @pytest.fixture(scope="module")
 def comparison(folder):
-    questions = folder / "questions.json"
-    questions.write_text(json.dumps(json.loads(Path("data/builtin/questions.json").read_text())[::6]))
     out = folder / "compare"
-    sizes = {"domain_steps": 12, "steps": 18, "batch_size": 8, "quick": False}
-    return compare.main(compare.Config(questions=str(questions), out=str(out), device="cpu", **sizes)), out
+    sizes = {"domain_steps": 72, "steps": 216, "batch_size": 8}  # of which --quick takes 12 and 18
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "in_own_process", lambda main, config: main(config))  # test_faults.py has the real one
+        return compare.main(compare.Config(quick=True, out=str(out), device="cpu", **sizes)), out
 
 
 @pytest.fixture
@@ -67,10 +68,10 @@ def test_each_method_learns_what_it_is_for(comparison):
 
 def test_lora_left_the_base_as_it_was(comparison):
     seed = comparison[1] / "seed-0"
-    fingerprint = fingerprint(plain_names(open_run("data/builtin/base").model()))
+    before = fingerprint(plain_names(open_run("data/builtin/base").model()))
     for name in ("lora-on-the-domain", "lora-sft"):
-        assert torch.load(seed / name / "learned.pt", weights_only=True)["base_sha256"] == fingerprint
-        assert sha256_of_base(load_run("", str(seed / name), torch.device("cpu"))[0]) == fingerprint
+        assert torch.load(seed / name / "learned.pt", weights_only=True)["base_sha256"] == before
+        assert fingerprint(base_state_dict(load_run(str(seed / name), "", torch.device("cpu"))[0])) == before
 
 
 def test_every_method_continues_the_same_five_prompts(comparison):
@@ -131,7 +132,7 @@ def test_several_seeds_give_means_and_intervals():
     row = compare.averaged(rows)
     assert row["base_ppl"] == row["exact_match"]["facts"]["value"] == 2.0
     assert math.isclose(row["base_ppl_interval"], 4.30 / math.sqrt(3))  # Student's t, 2 degrees of freedom
-    assert compare.cell(row, "base_ppl", "{:.2f}") == "2.00 ± 2.48"
+    assert compare.formatted(row, "base_ppl", "{:.2f}") == "2.00 ± 2.48"
 
 
 # ---- the ledger: every verdict follows from the numbers, and can be otherwise ----------------------------------------

@@ -13,8 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cli import Mistake
-from data import download
+from data import download, files
 from data.download import fetch, find
+from data.files import made_by_rank_0, sha256_of
 from data.public import CORPORA, WEIGHTS, Public
 from data.records import read_instructions
 
@@ -275,9 +276,9 @@ def test_a_hash_is_remembered_until_the_file_changes(tmp_path, cache):
 def test_other_ranks_wait_for_the_first(tmp_path, monkeypatch):
     file = tmp_path / "made"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert not made_by_rank_0(file), "without a process group each process works alone"
-    monkeypatch.setattr(download.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: file.touch())
+    assert not made_by_rank_0(file), "without torchrun each process works alone"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: file.touch())
     assert made_by_rank_0(file) and file.exists()
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert not made_by_rank_0(file)

@@ -15,7 +15,7 @@ import train_pretrain
 import train_sft
 from cli import Mistake, command_line
 from data.batches import Batches, collate
-from data.examples import Example, from_instructions, graded_everywhere, packed
+from data.examples import Reading, from_instructions, graded_everywhere, next_token, packed
 from data.tokenizer import load_tokenizer
 from model import gpt
 from model.generate import generate
@@ -37,11 +37,11 @@ def gradients(model):
 
 @pytest.fixture
 def short():
-    """Twenty examples of 3 to 8 tokens below 61, the first half of each not graded."""
+    """Twenty examples of 3 to 8 positions, of tokens below 61, the first half of each not graded."""
     rng = np.random.default_rng(0)
     examples = []
-    for n in rng.integers(3, 9, 20):
-        examples.append(Example(rng.integers(0, 61, n), np.arange(n) >= n // 2))
+    for n in rng.integers(4, 10, 20):
+        examples.append(next_token(rng.integers(0, 61, n), np.arange(n) >= n // 2))
     return examples
 
 
@@ -61,7 +61,7 @@ def test_packed_equals_separate(model, short, grade, fused, monkeypatch):
     monkeypatch.setattr(CausalSelfAttention, "fused", fused)
     examples = grade(short)
     rows = packed(examples, 16)
-    assert len(rows) < 10 and max(len(row.tokens) for row in rows) > 14
+    assert len(rows) < 10 and max(len(row.inputs) for row in rows) > 14
     packed_nll, packed_gradients = nll_of(model, rows)
     for example in examples:
         model.zero_grad()
@@ -88,20 +88,18 @@ def test_no_example_of_a_packed_row_sees_another(model, short):
     assert not torch.equal(logits[:, : starts[1]], changed_logits[:, : starts[1]])
 
 
-def test_packing_loses_no_example_grades_nothing_across_a_seam_and_fills_rows(instructions):
-    train, _ = from_instructions(instructions, load_tokenizer("bytes"), 192, 0.1)
+def test_packing_loses_no_example_and_nothing_of_one_and_fills_rows(instructions):
+    train, _ = from_instructions(instructions, Reading(load_tokenizer("bytes"), 192, 0.1))
     for examples in (train, graded_everywhere(train)):
         rows = packed(examples, 192)
         found = []
         for row in rows:
-            assert len(row.tokens) == len(row.graded) == len(row.positions) <= 193
-            assert not row.graded[row.positions == 0].any(), "the first token of an example is only read"
+            assert len(row.inputs) == len(row.targets) == len(row.graded) == len(row.positions) <= 192
             cuts = np.flatnonzero(row.positions == 0)[1:]
-            found += [tokens.tolist() for tokens in np.split(row.tokens, cuts)]
-        assert sorted(found) == sorted(example.tokens.tolist() for example in examples)
-        n_graded = sum(int(example.graded[1:].sum()) for example in examples)
-        assert n_graded == sum(int(row.graded.sum()) for row in rows)
-    best = -(-sum(len(example.tokens) for example in train) // 193)
+            parts = zip(*(np.split(part, cuts) for part in row[:3]), strict=True)
+            found += [[part.tolist() for part in example] for example in parts]
+        assert sorted(found) == sorted([part.tolist() for part in example[:3]] for example in examples)
+    best = -(-sum(len(example.inputs) for example in train) // 192)
     assert len(rows) <= best + 1
 
 
@@ -131,7 +129,7 @@ def test_rows_that_are_not_packed_need_no_mask(train, monkeypatch):
 
 
 def test_an_example_longer_than_a_row_is_refused(short):
-    with pytest.raises(ValueError, match="an example of 8 tokens does not fit a row of 6"):
+    with pytest.raises(ValueError, match="an example of 8 positions does not fit a row of 5"):
         packed(short, 5)
 
 
@@ -251,9 +249,14 @@ def test_logits_are_fp32_in_any_precision_and_matrix_products_are_not(model):
 
 
 def test_in_fp16_a_step_that_overflows_is_left_out_and_the_next_one_counts(train, monkeypatch):
-    """The scaler's own start, 65,536, made far too large."""
-    scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **how: scaler(*args, init_scale=2.0**31, **how))
+    """The scale's own start, 65,536, made far too large."""
+
+    class TooLarge(device.GradientScale):
+        def __init__(self, model):
+            super().__init__(model)
+            self.scale = 2.0**31
+
+    monkeypatch.setattr(device, "GradientScale", TooLarge)
     _, run = train("sft", precision="fp16", steps=20)
     norms = metrics(run, "grad_norm")
     skipped = sum(norm in ("inf", "nan") for norm in norms)
@@ -344,10 +347,10 @@ def test_the_flag_compiles_every_block_and_nothing_is_compiled_without_it(train,
 def test_padding_of_built_in_instructions_is_below_3_percent():
     root = ROOT / "data" / "builtin"
     tokenizer = load_tokenizer(str(root / "tokenizer.tiktoken"))
-    train, _ = from_instructions(root / "instructions.json", tokenizer, 128, 0.1)
+    train, _ = from_instructions(root / "instructions.json", Reading(tokenizer, 128, 0.1))
     batches = Batches(train, batch_size=8, micro_batches=1, seed=0)
-    shapes = [batches.of_step(step)[0][0].shape for step in range(batches.per_epoch)]
-    assert 1 - sum(len(example.tokens) - 1 for example in train) / sum(shape.numel() for shape in shapes) < 0.03
+    positions = sum(batches.of_step(step)[0].inputs.numel() for step in range(batches.per_epoch))
+    assert 1 - sum(len(example.inputs) for example in train) / positions < 0.03
 
 
 # ---- devices -----------------------------------------------------------------------------------------------------
@@ -367,13 +370,13 @@ def test_what_the_cpu_has_is_all_that_training_and_sampling_need():
     assert device.missing_on(CPU) == ""
 
 
-def test_an_operator_that_mps_lacks_in_mid_run_is_a_sentence(text, tmp_path, monkeypatch, capsys):
+def test_an_operator_that_mps_lacks_in_mid_run_is_a_sentence(text, base, tmp_path, monkeypatch, capsys):
     def lacks(*args):
         raise NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device.")
 
     monkeypatch.setattr(train_pretrain, "token_nll", lacks)
-    flags = ["train_pretrain.py", "--text", text, "--out", str(tmp_path / "run"), "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", flags)
+    flags = f"train_pretrain.py --text {text} --init-from {base} --out {tmp_path / 'run'} --device cpu"
+    monkeypatch.setattr(sys, "argv", flags.split())
     with pytest.raises(SystemExit):
         command_line(train_pretrain.main, train_pretrain.Config)
     assert "for the MPS device. Set PYTORCH_ENABLE_MPS_FALLBACK=1, or give --device cpu" in capsys.readouterr().err

@@ -17,13 +17,15 @@ import torch
 from conftest import metrics, weights
 
 import compare
+import new_model
 import sample
 import train_pretrain
 import train_sft
 from cli import Mistake
-from data.examples import from_instructions
+from data.examples import Reading, from_instructions
 from evaluate import token_nll
 from run import resume
+from run.device import GradientScale
 from store import checked, checkpoint
 from tests import kill
 
@@ -105,10 +107,18 @@ def test_a_disk_that_fills_up_in_training_ends_in_a_sentence_and_the_last_save_s
     """Row 3 again, in a script, where the limit is on the size of a file."""
     import resource
 
-    big = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 32}
-    shape = [part for name, value in big.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    flags = ["--text", text, "--out", tmp_path / "run", "--steps", "9", "--save-every", "2", "--device", "cpu", *shape]
-    program = [sys.executable, "train_pretrain.py", *map(str, flags)]
+    new_model.main(new_model.Config(out=str(tmp_path / "new"), n_layer=2, n_head=2, n_embd=64, block_size=32))
+    flags = ["--text", text, "--init-from", tmp_path / "new", "--block-size", "32", "--out", tmp_path / "run"]
+    program = [
+        sys.executable,
+        "train_pretrain.py",
+        *map(str, flags),
+        "--steps",
+        "9",
+        "--save-every",
+        "2",
+        "--device=cpu",
+    ]
     done = subprocess.run(
         program,
         cwd=ROOT,
@@ -123,7 +133,7 @@ def test_a_disk_that_fills_up_in_training_ends_in_a_sentence_and_the_last_save_s
     assert not list((tmp_path / "run").glob("*.unfinished")) and not (tmp_path / "run" / "last.pt").exists()
 
 
-def test_an_output_folder_that_cannot_be_written_is_said_before_training(text, tmp_path, monkeypatch):
+def test_an_output_folder_that_cannot_be_written_is_said_before_training(text, base, tmp_path, monkeypatch):
     """Row 4."""
     (tmp_path / "file").write_text("")
     for out, sentence in [
@@ -132,23 +142,37 @@ def test_an_output_folder_that_cannot_be_written_is_said_before_training(text, t
     ]:
         monkeypatch.setattr(train_pretrain, "token_nll", lambda *args: pytest.fail("it trains"))
         with pytest.raises((Mistake, OSError), match=sentence):
-            train_pretrain.main(train_pretrain.Config(text=text, out=str(out), device="cpu"))
+            train_pretrain.main(train_pretrain.Config(text=text, init_from=base, out=str(out), device="cpu"))
 
 
 def test_two_runs_into_one_folder_are_refused_without_resume(train, base, text):
-    """Row 32; and --resume where there is nothing to go on with."""
+    """Row 32."""
     _, run = train("pretrain")
     again = {"text": text, "init_from": base, "block_size": 192, "device": "cpu"}
     for settings, sentence in [
         ({"out": str(run)}, "holds a run already: give another --out, or delete it$"),
         ({"out": base}, "holds a run already"),
         ({"out": str(run), "resume": True}, "is finished: to train it further, begin another run with --init-from"),
-        ({"out": str(run) + "-new", "resume": True}, "holds no run to go on with: leave out --resume"),
     ]:
         before = files(run)
         with pytest.raises(Mistake, match=sentence):
             train_pretrain.main(train_pretrain.Config(**again, **settings))
         assert files(run) == before
+
+
+def test_a_second_process_is_refused_while_the_first_writes(train, base, text, tmp_path):
+    """The same command twice at once, and two that resume: one of them trains. The lock goes with its process."""
+    with pytest.raises(KeyboardInterrupt):
+        stopped(train, "pretrain", at=1, out=tmp_path / "run")
+    holder = "import sys, time; from pathlib import Path; from data import files; lock = files.lock(Path(sys.argv[1]))"
+    program = [sys.executable, "-c", f"{holder}; print('held', flush=True); time.sleep(600)", str(tmp_path / "run")]
+    child = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child.stdout.readline()
+    with pytest.raises(Mistake, match=r"another run is writing to .*run right now: give another --out, or wait"):
+        train("pretrain", out=tmp_path / "run", resume=True)
+    child.kill()
+    child.wait()
+    train("pretrain", out=tmp_path / "run", resume=True)
 
 
 # ---- resuming ------------------------------------------------------------------------------------------------------
@@ -235,15 +259,17 @@ def test_a_signal_in_the_midst_of_a_save_is_that_signal_and_leaves_the_old_file(
     assert checked.read(tmp_path / "last.pt", ("n",)) == {"n": 1} and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_resumed_run_in_fp16_goes_on_with_the_scale_that_it_had(train, tmp_path):
-    """Row 7: the loss scale falls in the first, overflowing steps; beginning anew with 65,536 would differ."""
+def test_a_resumed_run_in_fp16_goes_on_with_the_scale_that_it_had(train, tmp_path, monkeypatch):
+    """Row 7: here it doubles every second step; beginning anew with 65,536 would differ."""
+    monkeypatch.setattr(GradientScale, "GOOD_STEPS", 2)
     how = {"steps": 6, "precision": "fp16", "learning_rate": 1e-3}
     _, whole = train("sft", **how)
     with pytest.raises(KeyboardInterrupt):
         stopped(train, "sft", at=4, **how)
     [run] = [path for path in tmp_path.glob("run*") if path != whole]
     contents = checked.read(run / "last.pt", resume.LAST)
-    assert contents["scaler"]["_growth_tracker"] > 0
+    scale, good_steps = contents["scale"]
+    assert scale == 2**18 and good_steps == 4
     train("sft", **how, resume=True, out=run)
     assert files(run) == files(whole)
 
@@ -323,6 +349,25 @@ def test_a_run_killed_before_it_saved_anything_begins_anew(train, tmp_path, caps
     assert files(run) == files(whole)
 
 
+def test_resume_begins_where_nothing_was_begun_and_finds_what_has_moved(train, base, text, tmp_path, capsys):
+    """A job script that is queued again has one command. Paths may be written otherwise, and data may have moved."""
+    _, whole = train("lora", steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        stopped(train, "lora", at=2, steps=4, resume=False, out=tmp_path / "again")
+    moved = tmp_path / "moved.txt"
+    moved.write_bytes(Path(text).read_bytes())
+    train("lora", steps=4, resume=True, out=tmp_path / "again", init_from=f"{base}/../base/", text=str(moved))
+    assert "goes on after step 2" in capsys.readouterr().out
+    train("lora", steps=4, resume=True, out=tmp_path / "new")
+    assert "nothing was saved, begins anew" in capsys.readouterr().out
+    for run in (tmp_path / "again", tmp_path / "new"):
+        assert weights_of(run) == weights_of(whole)
+
+
+def weights_of(run):
+    return {name: tensor.tolist() for name, tensor in weights(run).items()}
+
+
 def test_another_config_other_data_and_another_base_are_refused_by_name(train, tmp_path, text, base):
     """Row 9."""
     with pytest.raises(KeyboardInterrupt):
@@ -338,7 +383,7 @@ def test_another_config_other_data_and_another_base_are_refused_by_name(train, t
         ),
         ({"r": 4}, "began with --r 8, and now it is 4"),
         ({"seed": 1}, "began with --seed 0, and now it is 1"),
-        ({"text": str(other)}, "began with --text"),
+        ({"text": str(other)}, "began with other data"),
         ({"targets": "q_proj"}, "began with --targets"),
     ]:
         with pytest.raises(Mistake, match=sentence):
@@ -366,7 +411,7 @@ def test_another_config_other_data_and_another_base_are_refused_by_name(train, t
 
 def test_a_save_is_due_by_steps_and_by_minutes(train, monkeypatch):
     saved = []
-    monkeypatch.setattr(resume.Saves, "last", lambda self, done: saved.append(done))
+    monkeypatch.setattr(resume.Saves, "save", lambda self, done: saved.append(done))
     train("sft", steps=7, save_every=3)
     train("sft", steps=3, save_every=0, save_minutes=1e-9)
     train("sft", steps=3, save_every=0, save_minutes=0)
@@ -380,7 +425,7 @@ def test_the_best_model_is_the_one_of_the_lowest_held_out_loss(train, instructio
     _, run = train("sft", steps=6, eval_every=1, learning_rate=0.3, keep_best=True)
     losses = [float(value) for value in metrics(run, "held_out_nll")]
     assert min(losses) < losses[-1]
-    held_out = from_instructions(instructions, checkpoint.open_run(run / "best").tokenizer, 192, 0.1)[1]
+    held_out = from_instructions(instructions, Reading(checkpoint.open_run(run / "best").tokenizer, 192, 0.1))[1]
     assert token_nll(checkpoint.open_run(run / "best").model(), held_out, 4) == pytest.approx(min(losses), rel=1e-6)
 
 
@@ -396,13 +441,16 @@ def test_compare_goes_on_with_the_methods_that_are_not_done(base, text, instruct
         return real(main, config)
 
     monkeypatch.setattr(compare, "in_own_process", fails)
-    cells, fake = compare.cells, []
-    monkeypatch.setattr(compare, "cells", lambda *args: cells(*args)[:3])
+    methods_of, fake = compare.methods_of, []
+    monkeypatch.setattr(compare, "methods_of", lambda *args: methods_of(*args)[:3])
     monkeypatch.setattr(compare, "gather", lambda *args: fake.append(args) or {})
     monkeypatch.setattr(compare.claims, "ledger", lambda evidence: [])
     monkeypatch.setattr(compare.claims, "report", lambda claims: "")
     monkeypatch.setattr(compare.plot, "comparison", lambda *args: "")
+    few = json.loads((ROOT / "data/builtin/questions.json").read_text(encoding="utf-8"))[::60]
+    (tmp_path / "few.json").write_text(json.dumps(few))
     settings = {"quick": True, "out": str(tmp_path / "c"), "domain_steps": 6, "steps": 12}
+    settings |= {"questions": str(tmp_path / "few.json")}
     with pytest.raises(MemoryError):
         compare.main(compare.Config(**settings))
     with pytest.raises(Mistake, match="or --resume to go on with it"):
@@ -418,7 +466,7 @@ def test_compare_goes_on_with_the_methods_that_are_not_done(base, text, instruct
 # ---- signals -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(number, code, base, text, tmp_path):
     """Row 5, in the real script."""
     flags = ["--text", text, "--init-from", base, "--block-size", "64", "--steps", "100000", "--device", "cpu"]
@@ -517,7 +565,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(file, damage, sentence, train, 
         if file == "last.pt":
             train("pretrain", resume=True, out=run)
         else:
-            checkpoint.load_trained(run, torch.device("cpu"))
+            checkpoint.load_run(str(run), "", torch.device("cpu"))
     assert str(run / file) in str(said.value)
 
 
@@ -535,7 +583,7 @@ def test_a_checkpoint_from_a_stranger_cannot_run_code(tmp_path, base, train):
         stopped(train, "pretrain", at=1)
     [run] = tmp_path.glob("run*")
     contents = checked.read(run / "last.pt", resume.LAST)
-    checked.write(run / "last.pt", {**contents, "told": Evil()})
+    checked.write(run / "last.pt", {**contents, "so_far": Evil()})
     with pytest.raises(Mistake, match="cannot be read as a checkpoint"):
         train("pretrain", resume=True, out=run)
     assert not (tmp_path / "owned").exists()
@@ -600,9 +648,9 @@ def test_an_adapter_on_the_wrong_base_or_rank_is_refused(train, base, tmp_path):
     _, other = train("pretrain")
     with pytest.raises(Mistake, match=r"was trained on .*, not on this base: their weights differ"):
         sample.main(sample.Config(from_=str(other), adapter=str(adapter), prompt="the", device="cpu"))
-    contents = checked.read(adapter / "learned.pt", checkpoint.ADAPTER)
-    checked.write(adapter / "learned.pt", {**contents, "config": {**contents["config"], "r": 4}})
-    with pytest.raises(Mistake, match=r"does not fit its base: .* is \(8, 16\) in the adapter, \(4, 16\) in the model"):
+    contents = checked.read(adapter / "learned.pt", checkpoint.LEARNED)
+    checked.write(adapter / "learned.pt", {**contents, "attached": [{**contents["attached"][0], "r": 4}]})
+    with pytest.raises(Mistake, match=r"does not fit its base: .* is \(4, 16\) in the model, \(8, 16\) in what"):
         sample.main(sample.Config(from_=base, adapter=str(adapter), prompt="the", device="cpu"))
 
 

@@ -24,9 +24,9 @@ import train_sft
 from cli import command_line
 from data import download
 from data.batches import in_order
-from data.examples import from_text
+from data.examples import Reading, from_text
 from data.public import CORPORA, Public
-from data.tokenizer import load_tokenizer, padded, save_tokenizer, train_bpe
+from data.tokenizer import fitted, load_tokenizer, save_tokenizer, train_bpe
 from model.gpt import GPT, GPTConfig
 from store import checked, checkpoint
 
@@ -167,7 +167,7 @@ def test_a_model_padded_to_a_multiple_of_64_trains_and_whatever_it_says_is_decod
     tokenizer = checkpoint.open_run(folder).tokenizer
     assert (tokenizer.n_vocab, tokenizer.eot_token, tokenizer.name) == (320, 256, "bytes")
     assert tokenizer.encode_ordinary("<|unused 300|>") == [*b"<|unused 300|>"]
-    assert padded(BYTES, 257).n_vocab == 257
+    assert fitted(BYTES, 257, "any").n_vocab == 257
 
 
 # ---- encodings ---------------------------------------------------------------------------------------------------
@@ -346,8 +346,8 @@ def test_evaluate_skips_what_training_skipped(base, tmp_path, capsys):
     clean, spoiled = put(tmp_path / "a.jsonl", "\n".join(GOOD)), put(tmp_path / "b.jsonl", "\n".join(["7", *GOOD]))
     for file in (clean, spoiled):
         evaluate.main(evaluate.Config(from_=base, instructions=str(file), skip_bad_records=True, device="cpu"))
-    *one, counted, nll, exact_match = capsys.readouterr().out.splitlines()
-    assert one == [nll, exact_match] and "1 of 11 records are malformed" in counted
+    *one, how, counted, nll, exact_match = capsys.readouterr().out.splitlines()
+    assert one == [how, nll, exact_match] and "1 of 11 records are malformed" in counted
 
 
 # ---- lengths -----------------------------------------------------------------------------------------------------
@@ -384,8 +384,8 @@ def test_an_example_longer_than_the_block_keeps_some_of_its_response_and_is_coun
     said = capsys.readouterr().out
     assert said.count("2 of 13 instructions are longer than --block-size 192: cut there, their end is not learned") == 1
     assert said.count("1 of 13 instructions have a prompt longer than --block-size 192, nothing would be graded") == 1
-    assert all(len(example.tokens) <= 193 and example.graded[1:].any() for example in seen)
-    assert {len(example.tokens) for example in seen} >= {193}
+    assert all(len(example.inputs) <= 192 and example.graded.any() for example in seen)
+    assert {len(example.inputs) for example in seen} >= {192}
 
 
 def test_a_text_shorter_than_a_block_is_refused_with_its_numbers(refuses, tmp_path, base):
@@ -396,7 +396,7 @@ def test_a_text_shorter_than_a_block_is_refused_with_its_numbers(refuses, tmp_pa
         assert f"{file} has {n} tokens, too few: the least are " in said and "and a row of 193 to learn from" in said
     said = refuses("evaluate", "--from", base, "--text", put(tmp_path / "x.txt", ""), "--held-out", 1)
     assert "x.txt has 1 tokens, too few: the least are 2 to judge by\n" in said
-    rows = from_text(put(tmp_path / "x.txt", "s"), BYTES, 192, 1.0)[1]
+    rows = from_text(put(tmp_path / "x.txt", "s"), Reading(BYTES, 192, 1.0))[1]
     assert [batch[2].sum().item() for batch in in_order(rows, 4)] == [1], "two tokens are enough to judge by"
 
 
@@ -409,7 +409,7 @@ def test_end_of_text_written_by_a_user_is_plain_text_in_every_format(tmp_path):
         "x.csv": f"text\na{end}b\n",
     }
     for name, content in files.items():
-        tokens = from_text(put(tmp_path / name, content), BYTES, 192, 1.0)[1].tokens
+        tokens = from_text(put(tmp_path / name, content), Reading(BYTES, 192, 1.0))[1].tokens
         assert tokens.tolist() == [*f"a{end}b".encode(), BYTES.eot_token]
 
 

@@ -4,16 +4,21 @@ import csv
 import gzip
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tokens_of
 
 from cli import Mistake
 from data.batches import in_order
 from data.download import find
 from data.examples import (
     Instruction,
+    Reading,
     conversation,
     from_instructions,
     from_text,
@@ -28,7 +33,8 @@ from data.tokenizer import Config, load_tokenizer, main
 from evaluate import answered_right
 
 BYTES = load_tokenizer("bytes")
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
 
 
 def real(name):
@@ -175,7 +181,7 @@ def test_a_folder_is_all_its_texts_in_order_of_their_paths(tmp_path):
 def test_columns_are_part_of_what_a_tokenised_text_is_known_by(tmp_path):
     path = write(tmp_path / "a.csv", "text,other\nsea,sky\n")
     assert [decoded(path), decoded(path, "text=other"), decoded(path)] == [f"sea{END}", f"sky{END}", f"sea{END}"]
-    assert [from_text(path, BYTES, 1, 0.5, "text=other")[0].tokens.tolist()] == [[*b"sk"]]
+    assert [from_text(path, Reading(BYTES, 1, 0.5, "text=other"))[0].tokens.tolist()] == [[*b"sk"]]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +271,7 @@ def graded_texts(examples):
 
 
 def test_every_response_of_a_conversation_is_graded_with_its_end_and_nothing_else(chats):
-    train, held_out = from_instructions(chats, BYTES, 400, 0.4)
+    train, held_out = from_instructions(chats, Reading(BYTES, 400, 0.4))
     said = graded_texts([*train, *held_out])
     assert sorted(said) == [[" Ah."], [" Ah."], [" Baltic", " Coral", " Kara"]]
     rows = packed([*train, *held_out], 400)
@@ -281,23 +287,23 @@ def test_what_is_read_before_each_response_is_what_is_read_in_a_chat(chats):
     for turn, start in enumerate(starts):
         so_far = tuple(zip(users, answers, strict=True))[:turn]
         asked = Instruction(users[turn], "", "", earlier=so_far, system="Be brief.")
-        chat = conversation(asked, BYTES)
-        assert chat.tokens.tolist() == example.tokens[:start].tolist()
-        assert chat.graded.tolist() == example.graded[:start].tolist()
-        assert BYTES.decode(chat.tokens.tolist()).endswith(render_prompt(users[turn]))
-    assert len(starts) == 3 and BYTES.decode(example.tokens.tolist()).startswith("Be brief.\n### Instruction: Name")
-    assert (example.tokens == BYTES.eot_token).sum() == 3, "what a user writes is plain text"
+        tokens, graded = conversation(asked, BYTES)
+        assert tokens == example.inputs[: start + 1].tolist()
+        assert graded[1:] == example.graded[:start].tolist()
+        assert BYTES.decode(tokens).endswith(render_prompt(users[turn]))
+    assert len(starts) == 3 and BYTES.decode(tokens_of(example)).startswith("Be brief.\n### Instruction: Name")
+    assert (example.targets == BYTES.eot_token).sum() == 3, "what a user writes is plain text"
 
 
 def test_a_conversation_of_one_turn_is_an_instruction(chats):
     example = instruction_example(read_instructions(chats)[1], BYTES)
     plain = instruction_example(Instruction("Hm?", "", "Ah."), BYTES)
-    assert all(np.array_equal(a, b) for a, b in zip(example[:2], plain[:2], strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(example[:3], plain[:3], strict=True))
 
 
 def test_a_long_conversation_is_cut_and_counted(chats, capsys):
-    examples = [example for part in from_instructions(chats, BYTES, 100, 0.4) for example in part]
-    assert sorted(len(example.tokens) for example in examples) == [39, 39, 101]
+    examples = [example for part in from_instructions(chats, Reading(BYTES, 100, 0.4)) for example in part]
+    assert sorted(len(example.inputs) for example in examples) == [38, 38, 100]
     assert "1 of 3 instructions are longer than --block-size 100: cut there" in capsys.readouterr().out
     assert [" Baltic"] in graded_texts(examples)
 
@@ -315,7 +321,7 @@ def test_an_empty_response_anywhere_is_skipped_and_counted(tmp_path, capsys):
     empty = json.loads(json.dumps(CHAT))
     empty["messages"][2]["content"] = " "
     path = write(tmp_path / "chats.json", json.dumps([CHAT, CHAT, empty]))
-    assert sum(len(part) for part in from_instructions(path, BYTES, 400, 0.5)) == 2
+    assert sum(len(part) for part in from_instructions(path, Reading(BYTES, 400, 0.5))) == 2
     assert "1 of 3 instructions have an empty response: skipped" in capsys.readouterr().out
 
 
@@ -342,7 +348,7 @@ def test_a_conversation_out_of_turn_is_one_sentence(tmp_path, messages, found):
     assert 'x.jsonl:2: "messages" must be' in str(error.value) and found in str(error.value)
 
 
-@pytest.mark.parametrize("messages", ["hi", 7, None, [7], [{"role": "user"}], {"role": "user"}])
+@pytest.mark.parametrize("messages", ["hi", 7, [7], [{"role": "user"}], {"role": "user"}])
 def test_messages_of_another_shape_are_one_sentence(tmp_path, messages):
     with pytest.raises(Mistake, match='record 1: "messages" must be a list of objects with a role and a content'):
         read_instructions(write(tmp_path / "x.json", json.dumps([{"messages": messages}])))
@@ -382,3 +388,89 @@ def test_a_table_can_say_the_chance_and_names_no_column_twice(tmp_path):
     path.write_text("instruction,output,output\na,b,c\n", encoding="utf-8")
     with pytest.raises(Mistake, match=r"one\.CSV:1 names a column twice: instruction, output, output"):
         read_instructions(path)
+
+
+# ---- what users of other tools bring along -----------------------------------------------------------------------
+
+
+def test_a_folder_leaves_out_what_is_hidden_and_says_how_much_it_read(tmp_path, capsys):
+    for name in ("BOOK.TXT", "b/c.txt.GZ", ".ipynb_checkpoints/a.txt", "b/.hidden.txt", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        content = name.encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
+    assert decoded(tmp_path) == f"BOOK.TXT{END}b/c.txt.GZ{END}"
+    left_out = ".ipynb_checkpoints/a.txt, b/.hidden.txt, notes.md"
+    assert capsys.readouterr().out == f"{tmp_path}: 2 files are read; left out: {left_out}\n"
+
+
+@pytest.mark.parametrize("name, said", [("x.txt", ""), ("x", ""), ("x.md", "read as plain text"), ("x.ndjson", "")])
+def test_a_file_of_an_unknown_kind_is_said_to_be_read_as_plain_text(tmp_path, capsys, name, said):
+    write(tmp_path / name, '{"text": "sea"}\n')
+    assert decoded(tmp_path / name) == ("sea" if name == "x.ndjson" else '{"text": "sea"}\n') + END
+    assert capsys.readouterr().out == (f"{tmp_path / name}: {said}\n" if said else "")
+
+
+def test_a_tsv_of_excel_is_decoded_and_quotes_of_others_stay(tmp_path):
+    excel = 'instruction\toutput\n"He said ""hello"""\tYes\n'
+    plain = 'instruction\toutput\nHe said "hello"\t""sms" slang\n'
+    for text, asked, answer in [(excel, 'He said "hello"', "Yes"), (plain, 'He said "hello"', '""sms" slang')]:
+        write(tmp_path / "x.tsv", text)
+        [record] = read_instructions(tmp_path / "x.tsv")
+        assert (record.instruction, record.output) == (asked, answer)
+
+
+def test_spaces_around_the_names_of_columns_are_forgiven(tmp_path):
+    write(tmp_path / "x.csv", "instruction, input, output \na,b,c\n")
+    assert read_instructions(tmp_path / "x.csv")[0][:3] == ("a", "b", "c")
+
+
+def test_null_is_absent(tmp_path):
+    nothing = dict.fromkeys(("input", "messages", "conversations", "task", "split", "chance"))
+    write(tmp_path / "x.json", json.dumps([{"instruction": "a", "output": "b", **nothing}]))
+    assert read_instructions(tmp_path / "x.json") == [Instruction("a", "", "b")]
+
+
+def test_conversations_of_sharegpt_are_messages(tmp_path):
+    said = [("system", "Be brief."), ("human", "Hm?"), ("gpt", "Ah."), ("human", "So?"), ("gpt", "Yes.")]
+    write(tmp_path / "x.json", json.dumps([{"conversations": [{"from": who, "value": text} for who, text in said]}]))
+    [record] = read_instructions(tmp_path / "x.json")
+    assert record == Instruction("So?", "", "Yes.", earlier=(("Hm?", "Ah."),), system="Be brief.")
+
+
+def test_a_record_a_line_is_read_from_a_json_file_too(tmp_path):
+    lines = [json.dumps({"instruction": n, "output": "b"}) for n in "xyz"]
+    write(tmp_path / "x.json", "\n".join(lines) + "\n")
+    assert [one.instruction for one in read_instructions(tmp_path / "x.json")] == ["x", "y", "z"]
+
+
+def test_reading_data_loads_no_torch():
+    code = "import sys, data.records, data.text, world.__main__; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "how, there",
+    [
+        ({"FINETUNING_CACHE": "{tmp}/file/cache"}, "tmp/finetuning-cache"),
+        ({}, "tmp/finetuning-cache"),
+        ({"FINETUNING_CACHE": "~/c", "HOME": "{tmp}"}, "c"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_stops_nothing_and_its_path_may_begin_at_home(tmp_path, how, there):
+    """A cache below a file, no home at all, and one that is named from home."""
+    write(tmp_path / "text.txt", "sea")
+    write(tmp_path / "file", "")
+    (tmp_path / "tmp").mkdir()
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "FINETUNING_CACHE")}
+    environment |= {"TMPDIR": str(tmp_path / "tmp")} | {key: value.format(tmp=tmp_path) for key, value in how.items()}
+    code = (
+        "import os, pwd, sys\n"
+        "if 'HOME' not in os.environ: pwd.getpwuid = lambda uid: {}[uid]\n"
+        "from data.text import token_file; from data.tokenizer import load_tokenizer\n"
+        "print(token_file(sys.argv[1], load_tokenizer('bytes')).filename)"
+    )
+    program = [sys.executable, "-c", code, str(tmp_path / "text.txt")]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout).parent == tmp_path / there

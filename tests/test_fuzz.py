@@ -30,7 +30,7 @@ import train_pretrain
 import train_sft
 from cli import Mistake, command_line
 from data.batches import collate
-from data.examples import Example, from_instructions, graded_everywhere, packed, read_instructions
+from data.examples import Reading, from_instructions, graded_everywhere, next_token, packed, read_instructions
 from data.records import column_map
 from data.text import token_file
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
@@ -135,6 +135,7 @@ def expected_of(record):
     """What a record must be read as, or None: written a second time, as plainly as can be."""
     if not isinstance(record, dict):
         return None
+    record = {key: v for key, v in record.items() if v is not None or key in ("instruction", "output")}
     if "messages" in record:
         said = record["messages"]
         if not isinstance(said, list) or not all(
@@ -149,8 +150,7 @@ def expected_of(record):
         *earlier, last = zip(contents[len(system) :: 2], contents[len(system) + 1 :: 2], strict=True)
         return (last[0], "", last[1], "", "instances", 0, tuple(earlier), "".join(system))
     wanted = {"task": "", "split": "instances", "chance": 0, **record}
-    given_input = "" if record.get("input") is None else record["input"]
-    fields = [record.get("instruction"), given_input, record.get("output"), wanted["task"], wanted["split"]]
+    fields = [record.get("instruction"), record.get("input", ""), record.get("output"), wanted["task"], wanted["split"]]
     chance = wanted["chance"]
     is_chance = type(chance) in (int, float) and 0 <= chance <= 1
     return (*fields, chance, (), "") if all(map(is_text, fields)) and is_chance else None
@@ -235,7 +235,7 @@ def examples(draw, longest=12):
     for length in draw(st.lists(st.integers(2, longest), min_size=1, max_size=12)):
         graded = np.array(draw(st.lists(st.booleans(), min_size=length, max_size=length)))
         graded[draw(st.integers(1, length - 1))] = True
-        some.append(Example(np.arange(first, first + length), graded))
+        some.append(next_token(np.arange(first, first + length), graded))
         first += length
     return some
 
@@ -244,28 +244,27 @@ def examples(draw, longest=12):
 def test_packed_rows_hold_every_example_once_and_grade_what_it_grades(some, room, everywhere):
     some = graded_everywhere(some) if everywhere else some
     found = []
-    for tokens, graded, positions in packed(some, room):
-        assert len(tokens) == len(graded) == len(positions) <= room + 1
+    for inputs, targets, graded, positions in packed(some, room):
+        assert len(inputs) == len(targets) == len(graded) == len(positions) <= room
         starts = np.flatnonzero(positions == 0)
-        assert starts[0] == 0 and not graded[starts].any(), "nothing is graded across a seam"
-        for begin, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        assert starts[0] == 0
+        for begin, end in zip(starts, [*starts[1:], len(inputs)], strict=True):
             assert (positions[begin:end] == np.arange(end - begin)).all()
-            found.append((tokens[begin:end].tolist(), graded[begin:end].tolist()))
-    assert sorted(found) == [(tokens.tolist(), [False, *graded[1:].tolist()]) for tokens, graded, _ in some]
+            assert (targets[begin:end] == inputs[begin:end] + 1).all(), "nothing is asked across a seam"
+            found.append((inputs[begin:end].tolist(), graded[begin:end].tolist()))
+    assert sorted(found) == [(one.inputs.tolist(), one.graded.tolist()) for one in some]
 
 
 @fuzz(200, some=examples(), pack=st.booleans())
-def test_a_batch_is_its_rows_shifted_by_one(some, pack):
+def test_a_batch_is_its_rows_and_padding_that_is_not_graded(some, pack):
     rows = packed(some, 24) if pack else some
-    inputs, targets, graded, positions = collate(rows)
-    assert inputs.shape == targets.shape == graded.shape == (len(rows), max(len(row.tokens) for row in rows) - 1)
-    assert positions.shape == (inputs.shape if pack else inputs.shape[1:])
+    batch = collate(rows)
+    assert all(part.shape == (len(rows), max(len(row.inputs) for row in rows)) for part in batch[:3])
+    assert batch.positions.shape == (batch.inputs.shape if pack else batch.inputs.shape[1:])
     for b, row in enumerate(rows):
-        t = len(row.tokens) - 1
-        assert inputs[b, :t].tolist() == row.tokens[:-1].tolist() and targets[b, :t].tolist() == row.tokens[1:].tolist()
-        assert graded[b, :t].tolist() == row.graded[1:].tolist() and not graded[b, t:].any()
-        assert targets[b][graded[b]].tolist() == row.tokens[1:][row.graded[1:]].tolist()
-        assert not pack or positions[b, :t].tolist() == row.positions[:-1].tolist()
+        t = len(row.inputs)
+        for part in range(4 if pack else 3):
+            assert batch[part][b, :t].tolist() == row[part].tolist() and not batch[part][b, t:].any()
 
 
 @fuzz(
@@ -279,16 +278,16 @@ def test_in_any_block_every_example_has_something_graded_and_none_is_lost_unsaid
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
-            train, held_out = from_instructions(path, BYTES, block_size, 0.3)
+            train, held_out = from_instructions(path, Reading(BYTES, block_size, 0.3))
     except Mistake as refused:
         assert "it must have at least one of each" in str(refused)
         return
     counts = [(int(line.split(": ")[1].split()[0]), line) for line in said.getvalue().splitlines()]
     assert len(train) + len(held_out) + sum(n for n, line in counts if line.endswith("skipped")) == len(many)
-    n_without_an_end = sum(example.tokens[-1] != BYTES.eot_token for example in [*train, *held_out])
+    n_without_an_end = sum(example.targets[-1] != BYTES.eot_token for example in [*train, *held_out])
     assert n_without_an_end <= sum(n for n, line in counts if "cut there" in line)
     for example in [*train, *held_out, *packed(train, block_size)]:
-        assert len(example.tokens) <= block_size + 1 and example.graded[1:].any()
+        assert len(example.inputs) <= block_size and example.graded.any()
     collate(train or held_out)
 
 
@@ -406,9 +405,9 @@ def test_a_damaged_checkpoint_is_refused_or_bit_equal(here, data):
     assume(content != whole)
     expected = torch.load(folder / "whole.pt", weights_only=True)["weights"]
     (folder / "model.pt").write_bytes(content)
-    model = result_of(checkpoint.load_model, folder)
-    if model is not None:
-        found = model.state_dict()
+    opened = result_of(checkpoint.open_run, folder)
+    if opened is not None:
+        found = opened.weights
         assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 

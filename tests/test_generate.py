@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.generate import KVCache, generate, lay_out_for_generation, padded, pick
+from model.gpt import CausalSelfAttention
 from model.lora import apply_lora, lora_state_dict, merge
 
 PROMPTS = [[5, 17, 3, 8, 60], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
@@ -38,6 +39,22 @@ def test_cached_logits_equal_uncached_at_every_step_with_ragged_prompts(model, a
                 assert (cached - expected).norm() < tolerance * expected.norm()
                 row.append(int(cached.argmax()))
             tokens, last = torch.tensor([row[-1:] for row in rows]), torch.ones(len(rows), 1, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("lengths", [[5, 5, 5], [5, 1, 3]])
+def test_several_tokens_at_once_beside_a_cache_are_read_as_without_one(model, lengths, fused, monkeypatch):
+    """1 < T < S: prompts of the lengths, then 4 tokens more, then 3."""
+    monkeypatch.setattr(CausalSelfAttention, "fused", fused)
+    rows = [torch.randint(61, (n + 7,)).tolist() for n in lengths]
+    cache = KVCache(model, lengths, 16)
+    with torch.no_grad():
+        model(padded([row[:n] for row, n in zip(rows, lengths, strict=True)], torch.device("cpu"))[0], cache=cache)
+        for begin, end in ((0, 4), (4, 7)):
+            more = torch.tensor([row[n + begin : n + end] for row, n in zip(rows, lengths, strict=True)])
+            for row, n, cached in zip(rows, lengths, model(more, cache=cache), strict=True):
+                expected = model(torch.tensor([row[: n + end]]))[0, n + begin :]
+                torch.testing.assert_close(cached, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_greedy_rows_of_a_batch_equal_the_same_rows_alone_also_past_the_block(model):

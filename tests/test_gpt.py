@@ -5,7 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import gpt
+from model.generate import KVCache, generate
 from model.gpt import GPT, CausalSelfAttention, GPTConfig
+from store import gpt2
 
 
 def test_written_out_attention_equals_the_fused_one_forward_and_backward(model, monkeypatch):
@@ -71,27 +73,48 @@ def test_logits_equal_transformers_gpt2_with_the_same_random_weights(embeddings)
     for embedding in (theirs.transformer.wte, theirs.transformer.wpe):
         torch.nn.init.normal_(embedding.weight, std=embeddings)
     ours = GPT(GPTConfig(vocab_size=61, block_size=16, n_layer=2, n_head=2, n_embd=12))
-    ours.load_state_dict(from_transformers(theirs.transformer.state_dict()))
+    ours.load_state_dict(gpt2.weights_from(gpt2.without_extras(theirs.state_dict()), ours.config))
     tokens = torch.randint(61, (4, 16))
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
 
 
-def from_transformers(state):
-    """GPT-2's names and layout made ours: its Conv1D weights are (d_in, d_out), and c_attn is q, k and v in one."""
-    ours = {}
-    for name, tensor in state.items():
-        if any(conv1d in name for conv1d in ("c_attn.weight", "c_proj.weight", "c_fc.weight")):
-            tensor = tensor.T
-        name = name.replace("h.", "blocks.", 1) if name.startswith("h.") else name
-        name = (
-            name.replace("attn.c_proj", "attn.o_proj").replace("mlp.c_proj", "mlp.down_proj").replace("c_fc", "up_proj")
-        )
-        if "c_attn" in name:
-            for proj, part in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
-                ours[name.replace("c_attn", proj)] = part
-        else:
-            ours[name] = tensor
-    return ours
+@pytest.fixture
+def encoder(model):
+    """The same weights, which see both sides."""
+    encoder = GPT(GPTConfig(vocab_size=61, block_size=16, n_layer=2, n_head=2, n_embd=12, causal=False))
+    encoder.load_state_dict(model.state_dict())
+    return encoder
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_without_causal_each_position_sees_all_of_its_own_example_and_nothing_else(encoder, fused, monkeypatch):
+    """Examples of 5, 4 and 3 tokens in two rows, with padding, as alone."""
+    monkeypatch.setattr(CausalSelfAttention, "fused", fused)
+    tokens = torch.randint(61, (2, 9))
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3], [0, 1, 2, 0, 0, 0, 0, 0, 0]])
+    together = encoder(tokens, positions=positions)
+    for row, start, end in [(0, 0, 5), (0, 5, 9), (1, 0, 3)]:
+        alone = encoder(tokens[row : row + 1, start:end])[0]
+        torch.testing.assert_close(together[row, start:end], alone)
+        changed = tokens.clone()
+        changed[row, end - 1] = (changed[row, end - 1] + 1) % 61
+        moved = (encoder(changed, positions=positions) != together).any(-1)
+        assert moved[row, start:end].all() and moved.sum() == end - start
+
+
+def test_who_sees_both_sides_or_predicts_classes_cannot_write(encoder, model):
+    with pytest.raises(ValueError, match="cannot write: it sees both sides"):
+        generate(encoder, [[1, 2]], 3)
+    model.head = torch.nn.Linear(12, 3)
+    with pytest.raises(ValueError, match="cannot write: it predicts classes"):
+        generate(model, [[1, 2]], 3)
+
+
+def test_positions_beside_a_cache_are_refused_and_so_is_a_cache_of_both_sides(encoder, model):
+    tokens = torch.zeros(1, 4, dtype=torch.long)
+    for network, positions in ((model, torch.arange(4)), (encoder, None)):
+        with pytest.raises(ValueError, match="a cache tells itself where its tokens stand, and only a causal model"):
+            network(tokens, positions=positions, cache=KVCache(network, [4], 8))
 
 
 def test_initial_weights_are_gpt2s_with_the_residual_scaling():

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import export
 from cli import Mistake
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
-from export import export_run, merge_run
 from model.generate import generate
 from model.gpt import GPT, GPTConfig
-from model.lora import lora_layers, merge
-from store import checkpoint, gpt2
+from model.lora import apply_lora, lora_layers, merge
+from store import checkpoint, gpt2, hugging_face
+from store.learned import load_adapter, new_head, read_learned
 from store.safetensors import read_safetensors, write_safetensors
 
-ROOT = Path(__file__).parent.parent
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -48,6 +49,15 @@ def saved(theirs, tmp_path):
     return tmp_path / "theirs"
 
 
+def exported(run, out, **how):
+    export.main(export.Config(from_=str(run), out=str(out), **how))
+
+
+def model_in(path):
+    """Without a tokenizer: 257 tokens are not GPT-2's."""
+    return checkpoint.Opened(str(path), None, *hugging_face.read_model(path), []).model()
+
+
 def tokens(n=32):
     return torch.randint(257, (3, n), generator=torch.Generator().manual_seed(1))
 
@@ -72,19 +82,61 @@ def test_weights_come_in_without_a_config_with_the_published_names_and_as_bin(th
     bare = {name.removeprefix("transformer."): tensor for name, tensor in theirs.state_dict().items()}
     bare["h.0.attn.bias"], bare["h.0.attn.masked_bias"] = torch.ones(1, 1, 32, 32), torch.tensor(-1e4)
     torch.save(bare, tmp_path / "pytorch_model.bin")
-    same_logits(checkpoint.open_run(tmp_path / "pytorch_model.bin").model(), theirs)
+    same_logits(model_in(tmp_path / "pytorch_model.bin"), theirs)
     assert "2 heads of 64 channels are taken" in capsys.readouterr().out
     del bare["lm_head.weight"]
     write_safetensors(tmp_path / "bare.safetensors", {name: t.contiguous() for name, t in bare.items()})
-    same_logits(checkpoint.open_run(tmp_path / "bare.safetensors").model(), theirs)
+    same_logits(model_in(tmp_path / "bare.safetensors"), theirs)
+
+
+PREFIXES = ["", "_orig_mod.", "module.", "base_model.model.", "module._orig_mod.", "model."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_weights_come_in_whatever_wrapper_has_named_them(prefix, theirs, saved):
+    state = {f"{prefix}{name}": tensor for name, tensor in theirs.state_dict().items()}
+    (saved / "model.safetensors").unlink()
+    torch.save(state, saved / "pytorch_model.bin")
+    same_logits(checkpoint.open_run(saved).model(), theirs)
+    torch.save(state | {"wte.weight": torch.zeros(257, 128)}, saved / "pytorch_model.bin")
+    with pytest.raises(Mistake, match="some weights are in it twice"):
+        checkpoint.open_run(saved)
+    torch.save({f"stranger.{name}": tensor for name, tensor in state.items()}, saved / "pytorch_model.bin")
+    with pytest.raises(Mistake, match=r"only the model has .*, …; only what was saved has stranger\..*, …") as said:
+        checkpoint.open_run(saved).model()
+    assert len(str(said.value)) < 500
+
+
+@pytest.mark.parametrize("rows, name", [(258, "bytes"), (304, "bytes"), (50258, "gpt2"), (50304, "gpt2")])
+def test_a_model_with_more_rows_than_its_tokenizer_has_tokens_loads_and_crashes_nothing(
+    rows, name, theirs, tmp_path, train, monkeypatch
+):
+    if name == "gpt2" and not DATA.is_dir():
+        pytest.skip("the files of the gpt2 tokenizer are not at hand")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(DATA / "tiktoken"))
+    theirs.resize_token_embeddings(rows)
+    torch.nn.init.normal_(theirs.transformer.wte.weight, std=0.1)
+    theirs.config.tokenizer = name
+    theirs.save_pretrained(tmp_path / "resized")
+    _, run = train("pretrain", init_from=str(tmp_path / "resized"), block_size=32, batch_size=1, steps=1)
+    exported(run, tmp_path / "out")
+    for folder in (tmp_path / "resized", run, tmp_path / "out"):
+        opened = checkpoint.open_run(folder)
+        assert opened.config.vocab_size == opened.tokenizer.n_vocab == rows
+        model, last = opened.model(), rows - 1
+        if folder == tmp_path / "resized":
+            same_logits(model, theirs)
+        [said] = generate(model, [[last, 1]], 5, temperature=9.0)
+        assert opened.tokenizer.decode([*said, last]).endswith(f"<|unused {last}|>")
+        assert opened.tokenizer.encode_ordinary("<|endoftext|> sea")[-1] < opened.tokenizer.eot_token
 
 
 def test_weights_in_several_files_and_in_half_precision_come_in(theirs, tmp_path):
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="500KB")
     assert not (tmp_path / "shards" / "model.safetensors").exists()
-    same_logits(checkpoint.open_run(tmp_path / "shards").model(), theirs)
+    same_logits(model_in(tmp_path / "shards"), theirs)
     theirs.bfloat16().save_pretrained(tmp_path / "half")
-    model = checkpoint.open_run(tmp_path / "half").model()
+    model = model_in(tmp_path / "half")
     assert model.wte.weight.dtype == torch.float32
     same_logits(model, theirs.float())
 
@@ -98,7 +150,7 @@ def test_an_exported_run_loads_in_transformers_with_no_missing_key(which, base, 
         tokenizer = load_tokenizer(str(file))
         run.mkdir()
         checkpoint.save_model(run, GPT(GPTConfig(tokenizer.n_vocab, 64, 2, 2, 32)), tokenizer)
-    export_run(str(run), tmp_path / "out")
+    exported(run, tmp_path / "out")
     model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     same_logits(checkpoint.open_run(run).model(), model)
@@ -115,26 +167,16 @@ def test_an_exported_run_loads_in_transformers_with_no_missing_key(which, base, 
     assert checkpoint.open_run(tmp_path / "out").tokenizer.name == ours.name
 
 
-def test_transformers_generates_from_an_export_what_we_do(base, tmp_path, transformers):
-    export_run(base, tmp_path / "out")
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    prompt = checkpoint.open_run(base).tokenizer.encode_ordinary("the old ship")
-    said = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0)[0, len(prompt) :]
-    assert said.tolist() == generate(checkpoint.open_run(base).model(), [prompt], 20)[0]
-
-
 def test_the_gpt2_tokenizer_is_exported_id_for_id(tmp_path, transformers, monkeypatch):
-    data = ROOT.parent / "shared" / "data"
-    if not data.is_dir():
+    if not DATA.is_dir():
         pytest.skip("the files of the gpt2 tokenizer are not at hand")
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(data / "tiktoken"))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(DATA / "tiktoken"))
     tokenizer = load_tokenizer("gpt2")
     checkpoint.save_model(tmp_path / "run", GPT(GPTConfig(50257, 8, 1, 1, 4)), tokenizer)
-    export_run(str(tmp_path / "run"), tmp_path / "out")
+    exported(tmp_path / "run", tmp_path / "out")
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    said = (data / "tinyshakespeare.txt").read_text(encoding="utf-8")[
-        :200_000
-    ] + "  Öl ☂ \n\n\n ''s don't  12 三つ\u3000x \n"
+    said = (DATA / "tinyshakespeare.txt").read_text(encoding="utf-8")[:200_000]
+    said += "  Öl ☂ \n\n\n ''s don't  12 三つ\u3000x \n"
     assert their_tokenizer.encode(said) == tokenizer.encode_ordinary(said)
 
 
@@ -147,9 +189,9 @@ def test_the_gpt2_tokenizer_is_exported_id_for_id(tmp_path, transformers, monkey
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"n_inner": 100}, "n_inner is 100; only 4 n_embd = 512"),
-        ({"n_layer": 3}, "Missing key"),
+        ({"n_layer": 3}, r"only the model has blocks\.2\.attn\.k_proj\.bias, blocks\.2.*, …$"),
         ({"n_embd": 64}, "not q, k and v of 64 channels"),
-        ({"n_positions": 64}, "size mismatch"),
+        ({"n_positions": 64}, r"wpe.weight is \(64, 128\) in the model, \(32, 128\) in what was saved"),
         ({"n_head": "two"}, "must be whole numbers"),
         ({"n_head": 3}, "must be a multiple"),
     ],
@@ -170,7 +212,7 @@ def test_another_head_and_another_vocabulary_are_refused(theirs, saved, tmp_path
         checkpoint.open_run(tmp_path / "pytorch_model.bin").model()
     (saved / "config.json").write_text((saved / "config.json").read_text().replace('"tokenizer": "bytes"', '"x": 1'))
     with pytest.raises(Mistake, match="has 257 tokens; only GPT-2's own tokenizer"):
-        checkpoint.open_run(saved).tokenizer
+        checkpoint.open_run(saved)
 
 
 def test_a_pickle_in_place_of_weights_is_never_run(tmp_path):
@@ -270,38 +312,46 @@ def fill(model):
         {"target_modules": ["c_attn"], "alpha_pattern": {"transformer.h.0.attn.c_attn": 50}},
         {"target_modules": ["c_attn", "c_fc"], "layers_to_transform": [1]},
         {"target_modules": r".*\.0\.mlp\.c_fc"},
+        {"target_modules": ["transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_fc"]},
+        {"target_modules": ["c_attn", "c_fc"], "exclude_modules": ["transformer.h.1.attn.c_attn"]},
+        {"target_modules": ["c_fc"], "init_lora_weights": "orthogonal", "lora_dropout": 0.1},
     ],
-    ids=[
-        "every layer",
-        "attention, rank-stabilised",
-        "ranks that differ",
-        "alphas by full name",
-        "a block",
-        "a pattern",
-    ],
+    ids="every rank-stabilised ranks alphas one-block pattern full-names excluded orthogonal".split(),
 )
 def test_an_adapter_from_peft_comes_in_with_the_same_logits(settings, theirs, saved, tmp_path, peft):
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=8, fan_in_fan_out=True, **settings)
+    settings = {"r": 4 if "init_lora_weights" in settings else 3, "lora_alpha": 8, "fan_in_fan_out": True, **settings}
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
     adapted = peft.get_peft_model(theirs, config)
     fill(adapted)
     adapted.save_pretrained(tmp_path / "adapter")
     ours = checkpoint.open_run(saved).model()
-    checkpoint.load_adapter(ours, tmp_path / "adapter")
+    load_adapter(ours, tmp_path / "adapter")
     same_logits(ours, adapted.eval())
     merge(ours)
     same_logits(ours, adapted)
+
+
+def test_an_adapter_of_the_model_without_its_head_comes_in(theirs, saved, tmp_path, peft):
+    """Its names have no transformer., and its alphas by name neither."""
+    settings = {"target_modules": ["h.0.attn.c_attn", "h.1.mlp.c_proj"], "alpha_pattern": {"h.0.attn.c_attn": 50}}
+    adapted = peft.get_peft_model(theirs.transformer, peft.LoraConfig(r=3, fan_in_fan_out=True, **settings))
+    fill(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    ours = checkpoint.open_run(saved).model()
+    load_adapter(ours, tmp_path / "adapter")
+    same_logits(ours, theirs.eval())
 
 
 @pytest.mark.parametrize("targets", ["q_proj,k_proj,v_proj,o_proj,up_proj,down_proj", "q_proj,v_proj", "up_proj"])
 def test_an_exported_lora_run_loads_in_peft_on_its_exported_base(targets, train, tmp_path, peft):
     _, run = train("lora", steps=3, r=2, alpha=6.0, targets=targets, learning_rate=0.05)
     model, _ = checkpoint.load_run("", str(run), torch.device("cpu"))
-    export_run(str(run), tmp_path / "out")
+    exported(run, tmp_path / "out")
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
     same_logits(model, adapted)
     # and back again
     again = checkpoint.open_run(tmp_path / "out" / "base").model()
-    checkpoint.load_adapter(again, tmp_path / "out")
+    load_adapter(again, tmp_path / "out")
     same_logits(again, model)
     assert next(layer for _, layer in lora_layers(again)).adapters["default"].lora_A.size(0) == 2
 
@@ -311,7 +361,7 @@ def test_an_adapter_with_one_A_for_q_k_and_v_goes_out_as_it_came_in(theirs, save
     adapted = peft.get_peft_model(theirs, config)
     fill(adapted)
     adapted.save_pretrained(tmp_path / "adapter")
-    settings, state = checkpoint.hugging_face.load_adapter(tmp_path / "adapter")
+    settings, state = hugging_face.load_adapter(tmp_path / "adapter")
     tensors, out = gpt2.adapter_of(state, settings["r"], settings["alpha"], "gpt2")
     assert out["rank_pattern"] == {} and out["r"] == 3
     came = read_safetensors(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -329,33 +379,36 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(theirs, saved, tmp_path, pe
         ({"use_dora": True}, "use_dora is True"),
         ({"modules_to_save": ["wte"]}, "modules_to_save is"),
         ({"lora_alpha": None}, "lora_alpha is None"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes W0"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which is not built here"),
+        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens is \[1, 2\], which"),
+        ({"invented_in_2030": 0.5}, "invented_in_2030 is 0.5, which is not built here"),
+        (
+            {"use_rslora": "no"} | {"trainable_token_indices": list(range(99))},
+            r"indices is \[0, 1, .*, \.\.\.\], which",
+        ),
         ({"alpha_pattern": ["c_fc"]}, "cannot be used"),
         ({"alpha_pattern": {"(": 1}}, "cannot be used"),
     ]:
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | change))
         with pytest.raises(Mistake, match=sentence):
-            checkpoint.load_adapter(checkpoint.open_run(saved).model(), tmp_path / "adapter")
+            load_adapter(checkpoint.open_run(saved).model(), tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
-    other = GPT(GPTConfig(257, 32, 3, 2, 128))
-    with pytest.raises(Mistake, match=r"does not fit its base: .* only the model has blocks\.2"):
-        checkpoint.load_adapter(other, tmp_path / "adapter")
+    with pytest.raises(
+        Mistake, match=r"does not fit its base: only what was saved has blocks\.1\.mlp\.up_proj\.lora_A"
+    ):
+        load_adapter(GPT(GPTConfig(257, 32, 1, 2, 128)), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
     "A, B, sentence",
     [
-        (
-            torch.zeros(3, 128),
-            torch.zeros(512, 2),
-            r"A is \(3, 128\) and B \(512, 2\) in h.0.mlp.c_fc: they do",
-        ),
+        (torch.zeros(3, 128), torch.zeros(512, 2), r"A is \(3, 128\) and B \(512, 2\) in transformer.h.0.mlp.c_fc: "),
         (torch.zeros(3, 128), torch.zeros(512), "they do not fit"),
         (torch.zeros(0, 128), torch.zeros(512, 0), "they do not fit"),
         (torch.tensor(1.0), torch.zeros(512, 3), "they do not fit"),
         (torch.zeros(3, 128), None, "is missing"),
         (None, None, "there is no adapter in it"),
-        (torch.zeros(3, 100), torch.ones(512, 3), r"does not fit its base: .* is \(3, 100\) in the adapter"),
+        (torch.zeros(3, 100), torch.ones(512, 3), r"does not fit its base: .* is \(3, 128\) in the model, \(3, 100\)"),
     ],
 )
 def test_a_malformed_adapter_is_a_sentence(A, B, sentence, saved, tmp_path):
@@ -365,7 +418,7 @@ def test_a_malformed_adapter_is_a_sentence(A, B, sentence, saved, tmp_path):
     settings = {"peft_type": "LORA", "lora_alpha": 1, "layers_to_transform": [0]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(Mistake, match=sentence):
-        checkpoint.load_adapter(checkpoint.open_run(saved).model(), tmp_path)
+        load_adapter(checkpoint.open_run(saved).model(), tmp_path)
 
 
 # ---- in use ------------------------------------------------------------------------------------------------------
@@ -373,35 +426,79 @@ def test_a_malformed_adapter_is_a_sentence(A, B, sentence, saved, tmp_path):
 
 def test_a_merged_run_is_a_plain_one_with_the_same_logits(train, tmp_path):
     _, run = train("lora", steps=3, learning_rate=0.05)
-    merge_run(str(run), tmp_path / "merged")
+    exported(run, tmp_path / "merged", merge=True)
     plain = checkpoint.open_run(tmp_path / "merged").model()
     assert not list(lora_layers(plain))
     same_logits(plain, checkpoint.load_run("", str(run), torch.device("cpu"))[0])
     assert checkpoint.open_run(tmp_path / "merged").tokenizer.name == "bytes"
     with pytest.raises(Mistake, match="holds no adapter that could be merged"):
-        merge_run(str(tmp_path / "merged"), tmp_path / "twice")
+        exported(tmp_path / "merged", tmp_path / "twice", merge=True)
     with pytest.raises(Mistake, match="exists already: name a new folder"):
-        merge_run(str(run), tmp_path / "merged")
+        exported(run, tmp_path / "merged", merge=True)
 
 
 def test_a_base_that_has_moved_or_changed_is_named_and_leaves_no_folder(train, base, tmp_path):
     _, own = train("pretrain")
     _, adapter = train("lora", init_from=str(own))
     moved = own.rename(tmp_path / "moved")
-    for command in (export_run, merge_run):
-        with pytest.raises(Mistake, match=r"was trained on .*, where no model is now: name its folder with --from"):
-            command(str(adapter), tmp_path / "out")
+    for merged in (False, True):
+        with pytest.raises(
+            Mistake, match=r"was trained on .*, where no model is now: name its folder with --from \(of"
+        ):
+            exported(adapter, tmp_path / "out", merge=merged)
         with pytest.raises(Mistake, match=r"was trained on .*, not on this base: their weights differ"):
-            command(str(adapter), tmp_path / "out", base)
+            exported(adapter, tmp_path / "out", merge=merged, base=base)
         assert not (tmp_path / "out").exists()
-        command(str(adapter), tmp_path / command.__name__, str(moved))
-    assert (tmp_path / "export_run" / "adapter_config.json").is_file()
+        exported(adapter, tmp_path / f"merged {merged}", merge=merged, base=str(moved))
+    assert (tmp_path / "merged False" / "adapter_config.json").is_file()
+    # the sentence's advice: the merged run needs no base
+    train("lora", init_from=str(tmp_path / "merged True"))
+
+
+def test_a_run_of_which_a_part_has_learned_is_exported_as_a_model_and_other_parts_are_refused(base, tmp_path):
+    for what, sentence in [("norm", ""), ("both", "more than LoRA's A and B"), ("head", "more than LoRA's A and B")]:
+        opened = checkpoint.open_run(base)
+        model = opened.model().requires_grad_(False)
+        if what == "both":
+            apply_lora(model, 2, 4)
+        if what == "head":
+            new_head(model, 3)
+        else:
+            torch.nn.init.normal_(model.ln_f.requires_grad_(True).weight)
+        (tmp_path / what).mkdir()
+        checkpoint.save(tmp_path / what, model, opened)
+        if not sentence:
+            exported(tmp_path / what, tmp_path / "out")
+            same_logits(checkpoint.open_run(tmp_path / "out").model(), model, 0)
+            continue
+        with pytest.raises(Mistake, match=sentence):
+            exported(tmp_path / what, tmp_path / "no")
+
+
+def test_an_adapter_is_named_by_its_folder_or_by_a_file_in_it(train, tmp_path):
+    """Ours and PEFT's, to start from or on a base that is named."""
+    _, run = train("lora", learning_rate=0.05)
+    exported(run, tmp_path / "out")
+    expected = checkpoint.open_run(run).model()
+    out = tmp_path / "out"
+    for name in (run / "learned.pt", out, out / "adapter_model.safetensors", out / "adapter_config.json"):
+        same_logits(checkpoint.open_run(name).model(), expected)
+        same_logits(checkpoint.load_run("", str(name), torch.device("cpu"))[0], expected)
+    base = Path(read_learned(run)["base"])
+    same_logits(checkpoint.open_run(base / "model.pt").model(), checkpoint.open_run(base).model(), 0)
+    train("sft", init_from=str(base / "model.pt"))
+    (out / "base").rename(tmp_path / "elsewhere")
+    settings = json.loads((out / "adapter_config.json").read_text())
+    for name, sentence in [("", "does not say on which base"), (str(run), "an adapter itself: merge that first")]:
+        (out / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": name}))
+        with pytest.raises(Mistake, match=sentence):
+            checkpoint.open_run(out)
 
 
 def test_an_exported_adapter_finds_its_base_beside_it_and_from_any_folder(train, tmp_path, monkeypatch, peft):
     _, run = train("lora", learning_rate=0.05)
     monkeypatch.chdir(tmp_path)
-    export_run(str(run), "relative")
+    exported(run, "relative")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "relative")
@@ -415,7 +512,7 @@ def test_a_tokenizer_of_its_own_is_never_taken_for_gpt2s(theirs, saved):
     vocabulary = {f"token {i}": i for i in range(257)}
     (saved / "vocab.json").write_text(json.dumps(vocabulary))
     with pytest.raises(Mistake, match="has a tokenizer of its own, which is not bytes"):
-        checkpoint.open_run(saved).tokenizer
+        checkpoint.open_run(saved)
 
 
 def test_dropout_reaches_a_model_in_hugging_faces_layout(saved):
@@ -427,10 +524,10 @@ def test_a_tied_head_stored_alone_or_in_another_precision_comes_in(theirs, tmp_p
     state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
     head = state.pop("transformer.wte.weight")
     torch.save(state, tmp_path / "pytorch_model.bin")
-    same_logits(checkpoint.open_run(tmp_path / "pytorch_model.bin").model(), theirs)
+    same_logits(model_in(tmp_path / "pytorch_model.bin"), theirs)
     half = {**state, "transformer.wte.weight": head.half().float(), "lm_head.weight": head.half()}
     torch.save(half, tmp_path / "pytorch_model.bin")
-    assert torch.equal(checkpoint.open_run(tmp_path / "pytorch_model.bin").model().wte.weight, head.half().float())
+    assert torch.equal(model_in(tmp_path / "pytorch_model.bin").wte.weight, head.half().float())
 
 
 BAD = ["[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../x"}}', "{"]

@@ -10,7 +10,7 @@ from conftest import RECORDS, metrics, weights
 
 from cli import Mistake
 from data.batches import Batches, collate
-from data.examples import Example, from_instructions, from_text
+from data.examples import Reading, from_instructions, from_text, next_token
 from data.tokenizer import load_tokenizer
 from evaluate import exact_match, token_nll
 from store.checkpoint import load_run, open_run
@@ -32,7 +32,10 @@ def test_micro_batches_of_unlike_length_add_up_to_the_full_batch(train, method):
 def test_perplexity_does_not_depend_on_the_batch_size(base, instructions, text):
     """Trap 6."""
     model, tokenizer = load_run(base, "", torch.device("cpu"))
-    for examples in (*from_instructions(instructions, tokenizer, 192, 0.5), from_text(text, tokenizer, 192, 0.2)[1]):
+    for examples in (
+        *from_instructions(instructions, Reading(tokenizer, 192, 0.5)),
+        from_text(text, Reading(tokenizer, 192, 0.2))[1],
+    ):
         values = [token_nll(model, examples, batch_size) for batch_size in (1, 3, 100)]
         assert values == pytest.approx([values[0]] * 3, rel=1e-6)
 
@@ -40,7 +43,7 @@ def test_perplexity_does_not_depend_on_the_batch_size(base, instructions, text):
 def test_the_evaluator_is_the_mean_cross_entropy_of_the_graded_tokens(base, instructions):
     """F.cross_entropy is the oracle."""
     model, tokenizer = load_run(base, "", torch.device("cpu"))
-    examples, _ = from_instructions(instructions, tokenizer, 192, 0.1)
+    examples, _ = from_instructions(instructions, Reading(tokenizer, 192, 0.1))
     inputs, targets, graded, _ = collate(examples)
     expected = torch.nn.functional.cross_entropy(model(inputs)[graded], targets[graded])
     assert token_nll(model, examples, 2) == pytest.approx(expected.item(), rel=1e-6)
@@ -53,9 +56,9 @@ def test_every_method_is_judged_by_the_same_evaluator(train, base, text, instruc
     lora = method.startswith("lora")
     model, tokenizer = load_run("" if lora else str(run), str(run) if lora else "", torch.device("cpu"))
     examples = (
-        from_instructions(instructions, tokenizer, 192, 0.1)
+        from_instructions(instructions, Reading(tokenizer, 192, 0.1))
         if "sft" in method
-        else from_text(text, tokenizer, 192, 0.1)
+        else from_text(text, Reading(tokenizer, 192, 0.1))
     )
     assert results["held_out_nll"] == pytest.approx(token_nll(model, examples[1], 4), rel=1e-6)
 
@@ -136,7 +139,7 @@ def test_training_goes_on_bit_equal_with_or_without_evaluating(train, method):
 def test_dropout_acts_in_training_and_two_evaluations_are_equal(base, text, train, method):
     """Trap 18."""
     model = open_run(base).model(dropout=0.5)
-    examples = from_text(text, open_run(base).tokenizer, 192, 0.1)[1]
+    examples = from_text(text, Reading(open_run(base).tokenizer, 192, 0.1))[1]
     for mode in (True, False):
         model.train(mode)
         assert token_nll(model, examples, 4) == token_nll(model, examples, 4)
@@ -166,8 +169,7 @@ def test_every_method_learns(train, method):
 
 def test_a_run_folder_holds_what_was_asked_what_happened_and_what_came_out(train, base):
     results, run = train("sft", steps=5)
-    settings = json.loads((train("pretrain")[1] / "config.json").read_text())
-    assert settings["init_from"] == base and "n_layer" not in settings, "what shapes a new model did not shape this one"
+    assert json.loads((run / "config.json").read_text())["init_from"] == base
     assert metrics(run, "step") == ["0", "1", "2", "3", "4"]
     last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
     assert last[:3] == ["5", "", str(results["held_out_nll"])]
@@ -180,7 +182,7 @@ def test_a_run_folder_holds_what_was_asked_what_happened_and_what_came_out(train
 
 def test_batches_hold_every_example_once_an_epoch_and_depend_on_seed_and_step_alone(text):
     """Resuming at any step needs no more than the step."""
-    train, _ = from_text(text, load_tokenizer("bytes"), 16, 0.1)
+    train, _ = from_text(text, Reading(load_tokenizer("bytes"), 16, 0.1))
     batches = Batches(train, batch_size=7, micro_batches=1, seed=3)
     epochs = [[tuple(batches.rows(e * batches.per_epoch + i)) for i in range(batches.per_epoch)] for e in range(2)]
     for epoch in epochs:
@@ -192,10 +194,20 @@ def test_batches_hold_every_example_once_an_epoch_and_depend_on_seed_and_step_al
     assert tuple(Batches(train, 7, 1, seed=4).rows(0)) != epochs[0][0]
 
 
+def test_the_rows_of_a_step_depend_on_their_number_alone(train):
+    """8 rows at once, or in 4 micro-batches of 2, or one by one: the same rows, and so the same losses."""
+    _, whole = train("sft", batch_size=8, micro_batches=1)
+    for batch_size, micro_batches in [(2, 4), (1, 8)]:
+        _, parts = train("sft", batch_size=batch_size, micro_batches=micro_batches)
+        for column in ("loss", "grad_norm", "graded_tokens"):
+            expected = [float(value) for value in metrics(whole, column)]
+            assert [float(value) for value in metrics(parts, column)] == pytest.approx(expected, rel=1e-4)
+
+
 def test_rows_of_a_batch_are_of_like_length():
     """Less than 3 % of the positions are padding, of which rows taken as they come would have many times as much."""
     lengths = [20 + (i * 37) % 101 for i in range(900)]
-    examples = [Example(np.zeros(n, np.int64), np.ones(n, bool)) for n in lengths]
+    examples = [next_token(np.zeros(n, np.int64), np.ones(n, bool)) for n in lengths]
     batches = Batches(examples, batch_size=8, micro_batches=1, seed=0)
     shapes = [batches.of_step(step)[0][0].shape for step in range(batches.per_epoch)]
     assert 1 - sum(n - 1 for n in lengths) / sum(shape.numel() for shape in shapes) < 0.03
@@ -206,10 +218,10 @@ def test_exact_match_counts_answers_that_are_right_to_the_letter(train, tmp_path
     path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS[:2] * 4), encoding="utf-8")
     _, run = train("sft", instructions=str(path), steps=150, learning_rate=1e-2, batch_size=8)
     model, tokenizer = load_run(str(run), "", torch.device("cpu"))
-    examples, _ = from_instructions(path, tokenizer, 192, 0.1)
+    examples, _ = from_instructions(path, Reading(tokenizer, 192, 0.1))
     assert exact_match(model, tokenizer, examples, 3) == 1.0
-    broken = [type(e)(e.tokens.copy(), e.graded) for e in examples]
-    broken[0].tokens[-2] += 1  # the last letter of one response
+    broken = [example._replace(targets=example.targets.copy()) for example in examples]
+    broken[0].targets[-2] += 1  # the last letter of one response
     assert exact_match(model, tokenizer, broken, 3) == pytest.approx(1 - 1 / len(examples))
 
 
@@ -219,8 +231,8 @@ def test_a_cut_response_is_never_an_exact_match(base, tmp_path):
     record = {"instruction": "Say it.", "output": " " * 60 + "it"}
     path.write_text((json.dumps(record) + "\n") * 2, encoding="utf-8")
     model, tokenizer = load_run(base, "", torch.device("cpu"))
-    examples = from_instructions(path, tokenizer, 64, 0.1)[0]
-    assert tokenizer.decode(examples[0].tokens[examples[0].graded]).strip() == ""
+    examples = from_instructions(path, Reading(tokenizer, 64, 0.1))[0]
+    assert tokenizer.decode(examples[0].targets[examples[0].graded]).strip() == ""
     model.wte.weight.data[tokenizer.eot_token] *= 1000  # it says nothing, or nothing else
     assert exact_match(model, tokenizer, examples, 1) == 0.0
 
@@ -232,11 +244,13 @@ def test_what_is_held_out_does_not_depend_on_the_block_size(instructions, base):
     def prompts(part):
         return {tuple(example.prompt()) for example in part}
 
-    short, long = (from_instructions(instructions, tokenizer, block_size, 0.4) for block_size in (80, 192))
+    short, long = (from_instructions(instructions, Reading(tokenizer, block_size, 0.4)) for block_size in (80, 192))
     assert len(short[0]) < len(long[0]), "some do not fit the short block"
     assert prompts(short[0]) <= prompts(long[0]) and prompts(short[1]) <= prompts(long[1])
     assert not prompts(long[0]) & prompts(long[1])
-    assert prompts(from_instructions(instructions, tokenizer, 192, 1.0)[1]) == prompts(long[0]) | prompts(long[1])
+    assert prompts(from_instructions(instructions, Reading(tokenizer, 192, 1.0))[1]) == prompts(long[0]) | prompts(
+        long[1]
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -252,6 +266,9 @@ def test_a_run_that_diverges_says_so_and_saves_no_model(train, method, tmp_path)
 
 def test_what_is_held_out_of_a_text_does_not_depend_on_the_block_size(text):
     tokenizer = load_tokenizer("bytes")
-    ends = [from_text(text, tokenizer, block_size, 0.1)[1].tokens.tolist() for block_size in (16, 1000)]
+    ends = [from_text(text, Reading(tokenizer, block_size, 0.1))[1].tokens.tolist() for block_size in (16, 1000)]
     assert ends[0] == ends[1]
-    assert from_text(text, tokenizer, 16, 1.0)[1].tokens.tolist() == [*Path(text).read_bytes(), tokenizer.eot_token]
+    assert from_text(text, Reading(tokenizer, 16, 1.0))[1].tokens.tolist() == [
+        *Path(text).read_bytes(),
+        tokenizer.eot_token,
+    ]

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from conftest import RECORDS, metrics, weights
 
 from data.batches import Batches, collate, in_order
-from data.examples import Example, Instruction, from_instructions, from_text, instruction_example, render_prompt
+from data.examples import (
+    Instruction,
+    Reading,
+    from_instructions,
+    from_text,
+    instruction_example,
+    next_token,
+    render_prompt,
+)
 from data.tokenizer import load_tokenizer
 from model.generate import generate
 from store.checkpoint import open_run
@@ -20,7 +28,7 @@ BYTES = load_tokenizer("bytes")
 
 def load(instructions):
     """All examples of the file, through the real loader, in batches of rows of unlike length."""
-    train, held_out = from_instructions(instructions, BYTES, block_size=200, held_out=0.1)
+    train, held_out = from_instructions(instructions, Reading(BYTES, block_size=200, held_out=0.1))
     return [*train, *held_out]
 
 
@@ -37,7 +45,7 @@ def test_graded_targets_are_exactly_the_response_and_end_of_text(instructions):
 
 def test_text_is_graded_everywhere_and_each_token_once(text):
     """The first token is only read; a row's last token is read again as the first of the next."""
-    train, held_out = from_text(text, BYTES, block_size=192, held_out=0.1)
+    train, held_out = from_text(text, Reading(BYTES, block_size=192, held_out=0.1))
     for part in (train, held_out):
         batches = list(in_order(part, 5))
         n_graded = sum(int(graded.sum()) for _, _, graded, _ in batches)
@@ -55,8 +63,8 @@ def corrupt(monkeypatch, where):
 
     def corrupted(self, step):
         return [
-            (inputs, torch.where(where(graded), (targets + 7) % 256, targets), graded, positions)
-            for inputs, targets, graded, positions in plain(self, step)
+            batch._replace(targets=torch.where(where(batch.graded), (batch.targets + 7) % 256, batch.targets))
+            for batch in plain(self, step)
         ]
 
     monkeypatch.setattr(Batches, "of_step", corrupted)
@@ -84,7 +92,7 @@ def test_one_response_target_does_touch_the_loss(train, monkeypatch):
 def test_the_loss_in_the_scripts_is_cross_entropy_over_the_graded_tokens(train, instructions, base):
     """F.cross_entropy is the oracle; the step holds all examples, so their order does not matter."""
     _, run = train("sft", steps=1, batch_size=16)
-    examples, _ = from_instructions(instructions, open_run(base).tokenizer, 192, 0.1)
+    examples, _ = from_instructions(instructions, Reading(open_run(base).tokenizer, 192, 0.1))
     inputs, targets, graded, _ = collate(examples)
     logits = open_run(base).model()(inputs)
     expected = F.cross_entropy(logits.transpose(1, 2), targets.masked_fill(~graded, -100), ignore_index=-100)
@@ -112,10 +120,9 @@ def test_a_model_fitted_to_one_example_answers_and_stops(train, tmp_path):
 def test_a_row_with_nothing_graded_is_refused():
     """Trap 4."""
     tokens = np.arange(5)
-    with pytest.raises(ValueError, match="5 tokens has none that is graded"):
-        collate([Example(tokens, tokens > 9)])
-    with pytest.raises(ValueError, match="none that is graded after its first"):
-        collate([Example(tokens, tokens < 1)])
+    for graded in (tokens > 9, tokens < 1):  # nothing, and the first token alone, which is only read
+        with pytest.raises(ValueError, match="an example of 4 positions has none that is graded"):
+            collate([next_token(tokens, graded)])
 
 
 def test_examples_that_do_not_fit_are_cut_or_skipped_and_counted(tmp_path, capsys):
@@ -127,14 +134,14 @@ def test_examples_that_do_not_fit_are_cut_or_skipped_and_counted(tmp_path, capsy
     ]
     path = tmp_path / "long.json"
     path.write_text(json.dumps(records), encoding="utf-8")
-    train, held_out = from_instructions(path, BYTES, block_size=60, held_out=0.1)
-    assert sorted(len(tokens) for tokens, *_ in [*train, *held_out]) == [35, 35, 61]
+    train, held_out = from_instructions(path, Reading(BYTES, block_size=60, held_out=0.1))
+    assert sorted(len(example.inputs) for example in [*train, *held_out]) == [34, 34, 60]
     said = capsys.readouterr().out
     assert "1 of 5 instructions have an empty response: skipped" in said
     assert "1 of 5 instructions have a prompt longer than --block-size 60" in said
     assert "1 of 5 instructions are longer than --block-size 60: cut there" in said
     with pytest.raises(ValueError, match="0 usable instructions to learn from"):
-        from_instructions(path, BYTES, block_size=10, held_out=0.1)
+        from_instructions(path, Reading(BYTES, block_size=10, held_out=0.1))
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
@@ -149,14 +156,15 @@ def test_a_training_example_begins_with_the_ids_of_the_inference_prompt(name, tm
     for record in (Instruction(**r) for r in RECORDS):
         prompt = tokenizer.encode_ordinary(render_prompt(record.instruction, record.input))
         example = instruction_example(record, tokenizer)
-        assert example.tokens[: len(prompt)].tolist() == prompt == example.prompt()
-        assert example.graded.tolist() == [False] * len(prompt) + [True] * (len(example.tokens) - len(prompt))
+        assert example.inputs[: len(prompt)].tolist() == prompt == example.prompt()
+        n_after = len(example.inputs) - len(prompt) + 1
+        assert example.graded.tolist() == [False] * (len(prompt) - 1) + [True] * n_after
 
 
 def test_end_of_text_written_by_a_user_is_plain_text(tmp_path):
     record = Instruction("Say <|endoftext|>", "<|endoftext|>", "<|endoftext|>")
     example = instruction_example(record, BYTES)
-    assert (example.tokens == BYTES.eot_token).sum() == 1 and example.tokens[-1] == BYTES.eot_token
+    assert (example.targets == BYTES.eot_token).sum() == 1 and example.targets[-1] == BYTES.eot_token
 
 
 def test_sft_with_the_prompt_graded_too_is_the_language_model_loss(train, instructions, monkeypatch):
@@ -165,7 +173,7 @@ def test_sft_with_the_prompt_graded_too_is_the_language_model_loss(train, instru
 
     def all_graded(*args):
         parts = from_instructions(*args)
-        return [[Example(tokens, np.ones(len(tokens), bool)) for tokens, *_ in part] for part in parts]
+        return [[one._replace(graded=np.ones(len(one.graded), bool)) for one in part] for part in parts]
 
     monkeypatch.setattr(train_pretrain.examples, "from_text", all_graded)
     settings = {"learning_rate": 1e-3, "steps": 4}
@@ -184,10 +192,9 @@ def test_sft_with_the_prompt_graded_too_is_the_language_model_loss(train, instru
 @pytest.mark.parametrize("method", ["pretrain", "sft", "lora", "lora_sft"])
 def test_show_batch_shows_what_the_loss_sees_and_trains_nothing(method, train, capsys, tmp_path):
     """The graded targets it shows decode to the response and its end-of-text, or to all of a text."""
-    with pytest.raises(SystemExit) as done:
-        train(method, show_batch=True, batch_size=2)
+    assert train(method, show_batch=True, batch_size=2)[0] == {}
     said = capsys.readouterr().out
-    assert done.value.code == 0 and not list(tmp_path.iterdir()), "nothing is written"
+    assert not list(tmp_path.iterdir()), "nothing is written"
     rows = [line for line in said.split("row 1:")[0].splitlines() if " -> " in line and "input" not in line]
     graded = [line for line in rows if line.endswith("graded")]
     assert "\033" not in said, "no colour where there is no terminal"
@@ -203,7 +210,7 @@ def test_show_batch_shows_what_the_loss_sees_and_trains_nothing(method, train, c
 def test_show_batch_is_in_colour_in_a_terminal_unless_it_is_asked_not_to_be(monkeypatch):
     from run import show
 
-    batch = collate([Example(np.array([65, 66, 67, 256]), np.array([False, False, True, True]))])
+    batch = collate([next_token(np.array([65, 66, 67, 256]), np.array([False, False, True, True]))])
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
     coloured = show.batch(batch, load_tokenizer("bytes"))

@@ -1,9 +1,12 @@
 """A user's mistake ends as one sentence that says what, where and what to do, with exit code 2 and no traceback."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,17 +14,19 @@ import torch
 
 import compare
 import evaluate
+import export
+import new_model
 import sample
 import train_lora
 import train_pretrain
 import train_sft
 from cli import command_line
 from data import tokenizer
-from experiment import sweep
 from run import plan
 from store import checked
 from world import __main__ as world
 
+ROOT = Path(__file__).parent.parent
 SCRIPTS = {
     "pretrain": train_pretrain,
     "sft": train_sft,
@@ -30,7 +35,8 @@ SCRIPTS = {
     "sample": sample,
     "tokenizer": tokenizer,
     "compare": compare,
-    "sweep": sweep,
+    "new_model": new_model,
+    "export": export,
     "world": world,
     "plan": plan,
 }
@@ -81,7 +87,11 @@ def files(tmp_path, text, instructions, base):
     return {"{tmp}": str(tmp_path), "{text}": text, "{json}": instructions, "{base}": base}
 
 
-PRETRAIN, SFT, LORA = "--out {tmp}/new --text", "--out {tmp}/new --init-from {base} --instructions", "--out {tmp}/new"
+PRETRAIN, SFT, LORA = (
+    "--out {tmp}/new --init-from {base} --text",
+    "--out {tmp}/new --init-from {base} --instructions",
+    "--out {tmp}/new",
+)
 
 MISTAKES = [
     ("pretrain", f"{PRETRAIN} {{tmp}}/nowhere.txt", "No such file or directory: '{tmp}/nowhere.txt'"),
@@ -104,24 +114,36 @@ MISTAKES = [
     ("pretrain", f"{PRETRAIN} {{tmp}}/utf16.txt", "utf16.txt is not UTF-8 text: invalid start byte at byte 0"),
     (
         "pretrain",
-        f"{PRETRAIN} {{text}} --init-from {{base}} --block-size 193",
+        f"{PRETRAIN} {{text}} --block-size 193",
         "193 is beyond the 192 tokens that {base}",
     ),
-    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/norun", "norun is not a run with model.pt"),
-    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/html", "html/model.pt cannot be read as a checkpoint"),
-    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/cut", "cut/model.pt is damaged"),
-    ("pretrain", f"{PRETRAIN} {{text}} --tokenizer klingon", "there is no tokenizer 'klingon': give bytes, gpt2 or"),
-    ("pretrain", f"{PRETRAIN} {{text}} --n-embd 130", "--n-embd 130 must be a multiple of --n-head 4"),
+    ("pretrain", "--text {text} --out {tmp}/new --init-from {tmp}/norun", "norun is not a run with model.pt"),
+    (
+        "pretrain",
+        "--text {text} --out {tmp}/new --init-from {tmp}/html",
+        "html/model.pt cannot be read as a checkpoint",
+    ),
+    ("pretrain", "--text {text} --out {tmp}/new --init-from {tmp}/cut", "cut/model.pt is damaged"),
+    ("new_model", "--out {tmp}/new --tokenizer klingon", "there is no tokenizer 'klingon': give bytes, gpt2 or"),
+    ("new_model", "--out {tmp}/new --n-embd 130", "--n-embd 130 must be a multiple of --n-head 4"),
     ("pretrain", f"{PRETRAIN} {{text}} --steps 0", "--steps must be above 0, got 0"),
     ("pretrain", f"{PRETRAIN} {{text}} --learning-rate nan", "--learning-rate must be above 0, got nan"),
     ("pretrain", f"{PRETRAIN} {{text}} --dropout 1", "--dropout must be from 0 to 0.99, got 1.0"),
     ("pretrain", f"{PRETRAIN} {{text}} --steps ten", "argument --steps: invalid int value: 'ten'"),
     ("pretrain", f"{PRETRAIN} {{text}} --device gpu9", "--device gpu9 is not usable here"),
-    ("pretrain", "--text {text} --out {tmp}/taken", "taken holds a run already: give another --out, or delete it"),
-    ("pretrain", "--text {text} --out {tmp}/one.json", "one.json is a file: --out names a folder"),
-    ("pretrain", "--text {text}", "the following arguments are required: --out"),
+    (
+        "pretrain",
+        "--text {text} --init-from {base} --out {tmp}/taken",
+        "taken holds a run already: give another --out, or delete it",
+    ),
+    ("pretrain", "--text {text} --init-from {base} --out {tmp}/one.json", "one.json is a file: --out names a folder"),
+    ("pretrain", "--text {text} --init-from {base}", "give --out, a folder to write the run to"),
+    ("pretrain", "--text {text} --out {tmp}/new", "the following arguments are required: --init-from"),
+    ("pretrain", f"{PRETRAIN} {{text}} --held 0.5", "unrecognized arguments: --held 0.5"),
+    ("export", "--from {base} --out {tmp}/norun/new --merge", "base holds no adapter that could be merged"),
+    ("export", "--from {base} --out {tmp}/taken", "taken exists already: name a new folder"),
     ("sft", f"{SFT} {{tmp}}/broken.json", "broken.json is not JSON: Expecting ',' delimiter: line 1"),
-    ("sft", f"{SFT} {{tmp}}/object.json", "object.json must hold a JSON list"),
+    ("sft", f"{SFT} {{tmp}}/object.json", "object.json must hold a JSON list of records: put"),
     ("sft", f"{SFT} {{tmp}}/no_output.json", 'no_output.json: record 2: "output" is missing, expected a text'),
     ("sft", f"{SFT} {{tmp}}/number.jsonl", 'number.jsonl:3: "instruction" is 7, expected a text'),
     ("sft", f"{SFT} {{tmp}}/list.jsonl", "list.jsonl:1 must be an object with instruction and output, not list"),
@@ -134,22 +156,24 @@ MISTAKES = [
         "give either --text or --instructions",
     ),
     ("lora", f"{LORA} --init-from {{base}} --text {{text}} --r 0", "--r must be above 0, got 0"),
-    ("lora", f"{LORA} --init-from {{base}} --text {{text}} --targets c_attn", "--targets must be among q_proj,"),
+    ("lora", f"{LORA} --init-from {{base}} --text {{text}} --targets c_attn", "LoRA's targets must be among q_proj,"),
     ("pretrain", f"{PRETRAIN} {{text}} --learning-rate inf", "--learning-rate must be above 0, got inf"),
-    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{base}} --n-layer 9", "--n-layer is for a new model: the one from"),
     ("pretrain", f"{PRETRAIN} {{text}} --device meta", "--device meta is not usable here: it is none of cuda, mps"),
     ("pretrain", f"{PRETRAIN} {{text}} --held-out 1", "no example is left to learn from"),
     ("pretrain", f"{PRETRAIN} /dev/null", "/dev/null is not a file"),
-    ("pretrain", f"{PRETRAIN} {{text}} --init-from=", "--init-from is empty"),
-    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/zero", "zero/model.pt cannot be read as a checkpoint"),
-    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/odd", "odd/model.pt does not fit its own config"),
-    ("pretrain", f"{PRETRAIN} {{text}} --init-from {{tmp}}/lost", "lost lacks the tokenizer.tiktoken"),
+    ("pretrain", "--text {text} --out {tmp}/new --init-from=", "--init-from is empty"),
+    (
+        "pretrain",
+        "--text {text} --out {tmp}/new --init-from {tmp}/zero",
+        "zero/model.pt cannot be read as a checkpoint",
+    ),
+    ("pretrain", "--text {text} --out {tmp}/new --init-from {tmp}/odd", "odd/model.pt does not fit its own config"),
+    ("pretrain", "--text {text} --out {tmp}/new --init-from {tmp}/lost", "lost lacks the tokenizer.tiktoken"),
     ("sft", f"{SFT} {{tmp}}/null.json", 'null.json: record 1: "output" is null, expected a text'),
     ("sample", "--from {base} --prompt sea --input hot", "--input goes with --instruction"),
     ("lora", f"{LORA} --init-from {{base}} --text {{text}} --grade-prompt", "--grade-prompt is for --instructions"),
     ("compare", "--instructions {tmp}/null.json --out {tmp}/new", "is null"),
     ("compare", "--questions {json} --base {base} --out {tmp}/new", "beyond the 192 tokens that {base} can read"),
-    ("sweep", "--methods SFT,DPO --out {tmp}/new", "--methods must be among continued pretraining, LoRA on the"),
     ("world", "--mixture odd --show", "--mixture must be among first, last; got 'odd'"),
     ("world", "--seed 1", "give --show to look at the world, or --out FOLDER"),
     ("tokenizer", "--text {tmp}/empty.txt --out {tmp}/t", "there is no text to learn merges from"),
@@ -173,14 +197,9 @@ def test_a_mistake_is_one_sentence(complain, files, script, flags, sentence):
     assert not Path(files["{tmp}"], "new", "config.json").exists(), "the next try may use the folder"
 
 
-def test_an_adapter_where_a_model_is_expected_is_named(complain, files, train):
-    _, run = train("lora")
-    said = complain("sft", f"--instructions {files['{json}']} --init-from {run} --out {run}-new")
-    assert f"{run} is not a run with model.pt; it holds learned.pt" in said
-
-
-def test_from_the_shell_there_is_no_traceback_unless_python_is_asked_for_one(tmp_path):
+def test_from_the_shell_there_is_no_traceback_unless_python_is_asked_for_one(base, tmp_path):
     flags = ["train_pretrain.py", "--text", str(tmp_path / "nowhere.txt"), "--out", str(tmp_path / "run")]
+    flags += ["--init-from", base]
     plain = subprocess.run([sys.executable, *flags], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert plain.returncode == 2 and "Traceback" not in plain.stderr and "nowhere.txt" in plain.stderr
     dev = subprocess.run(
@@ -213,22 +232,76 @@ def test_a_byte_order_mark_and_a_line_separator_inside_a_string_are_read(tmp_pat
     assert [r.instruction for r in read_instructions(path)] == ["a\u2028b", "d"]
 
 
-def test_a_malicious_pickle_is_refused_and_never_run(tmp_path):
-    from store.checkpoint import open_run
-
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "owned"), "w"))
-
-    checked.write(tmp_path / "model.pt", {"config": Evil(), "tokenizer": "bytes", "weights": {}})
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
-        open_run(tmp_path).model()
-    assert not (tmp_path / "owned").exists()
-
-
-def test_a_bug_in_the_code_keeps_its_traceback(monkeypatch, text, tmp_path):
+def test_a_bug_in_the_code_keeps_its_traceback(monkeypatch, text, base, tmp_path):
     """Only a Mistake is one sentence: a student who breaks the loop must see where."""
     monkeypatch.setattr(train_pretrain, "Batches", lambda *args: int("not a number"))
-    monkeypatch.setattr(sys, "argv", ["train_pretrain.py", "--text", text, "--out", str(tmp_path / "run")])
+    flags = ["--text", text, "--init-from", base, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["train_pretrain.py", *flags])
     with pytest.raises(ValueError, match="not a number"):
         command_line(train_pretrain.main, train_pretrain.Config)
+
+
+# ---- what surrounds a program: it goes on ----------------------------------------------------------------------------
+
+
+def shell(command, **how):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **how}
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def test_a_run_does_not_depend_on_who_reads_its_output(base, text, tmp_path):
+    """head leaves after a line, a pipe is closed, no stream is there at all: the run is finished and saved."""
+    flags = f"--text {text} --init-from {base} --block-size 32 --steps 3 --device cpu --out {tmp_path}"
+    for name, ending in [("head", "| head -1"), ("closed", ">&- 2>&- <&-"), ("full", "> /dev/full")]:
+        done = shell(f"set -o pipefail; $PYTHON train_pretrain.py {flags}/{name} {ending}")
+        assert done.returncode == 0 and "Traceback" not in done.stderr and "Broken pipe" not in done.stderr
+        assert (tmp_path / name / "model.pt").exists() and (tmp_path / name / "sample.txt").exists()
+
+
+def test_samples_and_batches_that_nobody_reads_end_without_a_traceback(base, text):
+    for command in (
+        f"yes | head -300 | $PYTHON sample.py --from {base} --max-new-tokens 1 --device cpu | head -1",
+        f"$PYTHON train_pretrain.py --text {text} --init-from {base} --block-size 32 --device cpu --show-batch | head -1",
+    ):
+        done = shell(f"set -o pipefail; {command}")
+        assert done.returncode in (0, 141) and done.stderr == "" and len(done.stdout.splitlines()) == 1
+
+
+def test_bytes_that_are_no_text_and_a_stdin_that_is_closed_end_nothing(base):
+    done = shell(f"printf 'the \\xff\\xfe old\\n' | $PYTHON sample.py --from {base} --max-new-tokens 1 --device cpu")
+    assert done.returncode == 0 and done.stdout.startswith("the ") and done.stderr == ""
+    done = shell(f"$PYTHON sample.py --from {base} --device cpu <&-")
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_ctrl_c_reaches_a_run_whose_reader_it_ends_too(base, text, tmp_path):
+    """As in `train_sft.py … | tee log`: the step is finished and saved, and the exit code is 130."""
+    flags = f"--text {text} --init-from {base} --block-size 32 --steps 100000 --device cpu --out {tmp_path}/run"
+    child = subprocess.Popen(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} train_pretrain.py {flags} | tee {tmp_path}/log"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.csv"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=30)
+    assert (tmp_path / "run" / "last.pt").exists() and b"Traceback" not in said and b"Errno" not in said
+
+
+def test_a_path_may_begin_at_home_and_help_says_what_a_flag_takes(base, text, tmp_path):
+    flags = f"--text {text} --block-size 32 --steps 1 --device cpu --out=~/run --init-from=~/base"
+    shutil.copytree(base, tmp_path / "base")
+    assert shell(f"$PYTHON train_pretrain.py {flags}", HOME=str(tmp_path)).returncode == 0
+    assert (tmp_path / "run" / "model.pt").exists() and not (ROOT / "~").exists()
+    said = " ".join(shell("$PYTHON train_sft.py --help").stdout.split())
+    for flag, value in [("--init-from", "RUN"), ("--instructions", "FILE"), ("--held-out", "X"), ("--steps", "N")]:
+        assert f"{flag} {value} " in said
+
+
+def test_show_batch_needs_no_folder(base, text, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = train_pretrain.Config(text=text, init_from=base, show_batch=True, device="cpu", block_size=32)
+    assert train_pretrain.main(config) == {}
+    assert "learns: " in capsys.readouterr().out and not list(tmp_path.iterdir())

@@ -15,12 +15,13 @@ from conftest import metrics, weights
 import train_pretrain
 from cli import Mistake
 from data.batches import Batches
-from data.examples import from_text
+from data.examples import Reading, from_text
 from data.tokenizer import load_tokenizer
 from store.checkpoint import load_run
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+pytestmark = pytest.mark.xdist_group("ranks")  # all in one process: what they share takes long to make
 
 
 SCRIPTS = {"pretrain": "train_pretrain", "sft": "train_sft", "lora": "train_lora", "lora_sft": "train_lora"}
@@ -120,7 +121,7 @@ def test_two_ranks_are_resumed_by_as_many_or_by_one(runs, method, ranks, then, b
 
 def test_ranks_see_disjoint_rows_that_are_the_batch(text):
     """Trap 20: the union over the ranks is the batch of one process; the order changes by epoch."""
-    train, _ = from_text(text, load_tokenizer("bytes"), 16, 0.1)
+    train, _ = from_text(text, Reading(load_tokenizer("bytes"), 16, 0.1))
     for step in range(40):
         inputs = [Batches(train, 2, 2, 3, rank, n).of_step(step) for rank, n in [(0, 1), (0, 3), (1, 3), (2, 3)]]
         for micro_batch, *parts in zip(*inputs, strict=True):
@@ -140,11 +141,11 @@ def test_dropout_differs_from_rank_to_rank(base, text, tmp_path):
     program.write_text(
         "import sys, torch, train_pretrain as script\n"
         "from run.session import Session\n"
-        "begin = Session.begin\n"
+        "begin = Session.place\n"
         "def drawn(session, *args):\n"
         "    begin(session, *args)\n"
         "    open(f'{sys.argv[1]}/{session.rank}', 'w').write(str(torch.rand(())))\n"
-        "Session.begin = drawn\n"
+        "Session.place = drawn\n"
         f"script.main(script.Config(text={text!r}, init_from={base!r}, out=sys.argv[1] + '/own', steps=1))\n"
     )
     done = torchrun(program, tmp_path, ranks=3)
@@ -161,13 +162,13 @@ def test_compiled_and_sharded_blocks_can_still_write_a_sample(base, text, tmp_pa
     assert (tmp_path / "run" / "model.pt").exists()
 
 
-def test_a_mistake_of_all_ranks_ends_them_all(text, tmp_path):
-    done = torchrun("train_pretrain.py", "--text", text, "--out", tmp_path / "run", "--steps", 0)
+def test_a_mistake_of_all_ranks_ends_them_all(text, base, tmp_path):
+    done = torchrun("train_pretrain.py", "--text", text, "--init-from", base, "--out", tmp_path / "run", "--steps", 0)
     assert done.returncode != 0 and "--steps must be above 0, got 0" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_shard_without_several_processes_is_a_mistake(text, tmp_path):
-    config = train_pretrain.Config(text=text, out=str(tmp_path / "run"), shard=True)
+def test_shard_without_several_processes_is_a_mistake(text, base, tmp_path):
+    config = train_pretrain.Config(text=text, init_from=base, out=str(tmp_path / "run"), shard=True)
     with pytest.raises(Mistake, match="start two or more with torchrun"):
         train_pretrain.main(config)

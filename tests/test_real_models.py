@@ -6,11 +6,11 @@ import json
 import math
 import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import metrics
+from test_gpt2 import DATA, exported, same_logits
 
 import evaluate
 import train_lora
@@ -18,12 +18,10 @@ import train_pretrain
 import train_sft
 from data import download
 from data.public import WEIGHTS, Public
-from export import export_run, merge_run
 from model.gpt import GPT, GPTConfig
 from store import checkpoint, gpt2
 from store.safetensors import write_safetensors
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 FEW = {"steps": 3, "block_size": 32, "batch_size": 4, "device": "cpu", "precision": "fp32"}
 
 
@@ -57,49 +55,11 @@ def server(tmp_path):
     server.shutdown()
 
 
-def logits_of(model, vocab_size):
-    found = model(torch.randint(vocab_size, (3, 32), generator=torch.Generator().manual_seed(1)))
-    return getattr(found, "logits", found)
-
-
-def same_logits(one, other, vocab_size):
-    logits = logits_of(other, vocab_size)
-    assert logits.std() > 0.1
-    torch.testing.assert_close(logits_of(one, vocab_size), logits, rtol=0, atol=1e-5)
-
-
-def finetune_and_export(base, text, instructions, folder, vocab_size):
-    """Each script from the base; what it saved goes out, and comes in again there with the same logits."""
+def test_gpt2_is_downloaded_once_finetuned_exported_and_judged(theirs, server, tmp_path, monkeypatch, capsys):
+    """With the real tokenizer and 1,100 instructions, from a server that has other weights."""
     import peft
     import transformers
 
-    for name, script, settings in [
-        ("pretrain", train_pretrain, {"text": text}),
-        ("sft", train_sft, {"instructions": instructions}),
-        ("lora", train_lora, {"text": text, "r": 2}),
-        ("lora-sft", train_lora, {"instructions": instructions, "r": 2, "learning_rate": 0.02}),
-    ]:
-        run, out = str(folder / name), folder / f"{name}-exported"
-        if "instructions" in settings:
-            settings["block_size"] = checkpoint.config_of(base).block_size
-        script.main(script.Config(init_from=base, out=run, **{**FEW, **settings}))
-        export_run(run, out)
-        loader = peft.AutoPeftModelForCausalLM if "lora" in name else transformers.AutoModelForCausalLM
-        if "lora" not in name:
-            same_logits(checkpoint.open_run(run).model(), loader.from_pretrained(out), vocab_size)
-            continue
-        adapted, _ = checkpoint.load_run("", run, torch.device("cpu"))
-        merge_run(run, folder / f"{name}-merged")
-        same_logits(checkpoint.open_run(folder / f"{name}-merged").model(), adapted, vocab_size)
-        if (out / "base").exists():
-            same_logits(adapted, loader.from_pretrained(out), vocab_size)
-        else:  # a public base, which PEFT would download
-            base_model = transformers.AutoModelForCausalLM.from_pretrained(folder / "theirs")
-            same_logits(adapted, peft.PeftModel.from_pretrained(base_model, out), vocab_size)
-
-
-def test_gpt2_is_downloaded_finetuned_and_exported(theirs, server, tmp_path, monkeypatch, capsys):
-    """With the real tokenizer, tinyshakespeare and 1,100 instructions, from a server that has other weights."""
     if not DATA.is_dir():
         pytest.skip("the public files that this test reads are not at hand")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(DATA / "tiktoken"))
@@ -112,29 +72,42 @@ def test_gpt2_is_downloaded_finetuned_and_exported(theirs, server, tmp_path, mon
     monkeypatch.setitem(gpt2.SHAPES, "gpt2", (2, 2, 32))
     monkeypatch.setenv("FINETUNING_CACHE", str(tmp_path / "cache"))
 
-    same_logits(checkpoint.open_run("gpt2").model(), theirs, 50257)
+    same_logits(checkpoint.open_run("gpt2").model(), theirs)
     assert f"sha256 {sha256}" in capsys.readouterr().out, "told before the download"
-    instructions = str(DATA / "instruction-data.json")
-    finetune_and_export("gpt2", str(DATA / "tinyshakespeare.txt"), instructions, tmp_path, 50257)
-    settings = json.loads((tmp_path / "lora-exported" / "adapter_config.json").read_text())
-    assert settings["base_model_name_or_path"] == "openai-community/gpt2"
-    assert server.asked == ["/model.safetensors"], "once"
-    prompt = {"from_": "gpt2", "adapter": str(tmp_path / "lora-sft"), "instructions": instructions, "held_out": 0.01}
-    evaluate.main(evaluate.Config(device="cpu", **prompt))
+    run, data = str(tmp_path / "lora"), {"instructions": str(DATA / "instruction-data.json")}
+    how = {**FEW, "block_size": 256, "r": 2, "learning_rate": 0.02}
+    train_lora.main(train_lora.Config(init_from="gpt2", out=run, **data, **how))
+    exported(run, tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "openai-community/gpt2", "which PEFT would download"
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
+    same_logits(checkpoint.open_run(run).model(), peft.PeftModel.from_pretrained(base, tmp_path / "out"))
+    evaluate.main(evaluate.Config(device="cpu", from_="gpt2", adapter=run, held_out=0.01, **data))
     assert "exact match" in capsys.readouterr().out
+    assert server.asked == ["/model.safetensors"], "once"
 
 
 def test_a_folder_from_transformers_is_finetuned_and_exported(text, instructions, tmp_path):
+    """Each script from the same base; what it saved goes out, and comes in again there with the same logits."""
     transformers = pytest.importorskip("transformers", reason="transformers is no run-time requirement")
-    pytest.importorskip("peft", reason="PEFT is no run-time requirement")
+    peft = pytest.importorskip("peft", reason="PEFT is no run-time requirement")
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=257, n_positions=192, n_layer=2, n_head=2, n_embd=32, tokenizer="bytes")
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "theirs")
-    base = checkpoint.open_run(tmp_path / "theirs").model()
-    torch.nn.init.normal_(base.wte.weight, std=0.3)
-    checkpoint.save_model(tmp_path, base, checkpoint.open_run(tmp_path / "theirs").tokenizer)
-    export_run(str(tmp_path), tmp_path / "base")
-    finetune_and_export(str(tmp_path / "base"), text, instructions, tmp_path, 257)
+    theirs = transformers.GPT2LMHeadModel(config)
+    torch.nn.init.normal_(theirs.transformer.wte.weight, std=0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    for name, script, settings in [
+        ("pretrain", train_pretrain, {"text": text}),
+        ("sft", train_sft, {"instructions": instructions}),
+        ("lora", train_lora, {"text": text, "r": 2}),
+        ("lora-sft", train_lora, {"instructions": instructions, "r": 2, "learning_rate": 0.02}),
+    ]:
+        run, out = str(tmp_path / name), tmp_path / f"{name}-exported"
+        how = {**FEW, "block_size": 192, "init_from": str(tmp_path / "theirs")}
+        script.main(script.Config(out=run, **how, **settings))
+        exported(run, out)
+        loader = peft.AutoPeftModelForCausalLM if "lora" in name else transformers.AutoModelForCausalLM
+        same_logits(checkpoint.open_run(run).model(), loader.from_pretrained(out))
 
 
 def test_offline_gpt2_ends_in_a_sentence_that_says_what_to_put_where(tmp_path, monkeypatch):
