@@ -34,7 +34,7 @@ MARK = '<meta name="generator" content="notebooks.side_by_side">'  # by which a 
 CONCEPTS = {
     "which method it is": {
         r'^"""(Pretraining|Instruction tuning|LoRA)\b': "What is graded and what learns: the method in a sentence.",
-        r"^python train_\w+\.py ": "What it needs: a text or instructions, and a model to start from or none.",
+        r"^python train_\w+\.py ": "What it needs: a text or instructions, and a run to start from.",
     },
     "what is graded": {
         r"^(text|instructions): str": "Data of two kinds: a text is graded everywhere, an instruction in its response.",
@@ -53,25 +53,12 @@ CONCEPTS = {
         "h = W0 x + (alpha / r) B A x (Hu et al. 2021, eq. 3): only A and B learn. B starts at zero, so the first step "
         "starts from the base.",
     },
-    "where it starts": {
-        r"import (load_tokenizer|GPT, GPTConfig)$": "Only pretraining may start from nothing: it chooses a tokenizer "
-        "and builds a model.",
-        r"^init_from: ": "Pretraining may start from random weights; finetuning needs something to start from.",
-        r"^(tokenizer|n_layer|n_head|n_embd): ": "The shape and the tokenizer of a new model. A model that is there "
-        "has its own.",
-        r"\btokenizer_of\(": "A model that is there brings its tokenizer; for a new one it is chosen.",
-        r"^if config\.init_from:$|\bshape = |\bGPT\(": "A model that is there is loaded; a new one is built, with "
-        "random weights.",
-    },
     "how fast": {
-        r"^learning_rate: ": "Trained weights bear small steps only, new ones larger, and A and B the largest.",
+        r"^learning_rate: ": "Trained weights need small steps, new weights larger ones, and A and B the largest.",
         r"^weight_decay: ": "A and B pulled to zero would be the base again: LoRA's default is not to pull.",
     },
     "how rows are filled": {
         r"^pack: |config\.pack": "A text fills its rows. Instructions are short: several may share a row, kept apart.",
-    },
-    "what is saved": {
-        r"\.save_(model|adapter)\(": "The whole model; of LoRA A and B alone, with the name of the base they need.",
     },
 }  # fmt: skip
 

@@ -17,13 +17,14 @@ import sample
 import train_lora
 import train_sft
 from data.batches import Batches, collate
-from data.examples import Example, Reading, from_instructions, graded_everywhere, packed, render_prompt
+from data.examples import Reading, from_instructions, graded_everywhere, next_token, packed, render_prompt
 from evaluate import token_nll
 from model.generate import generate
-from model.gpt import GPTConfig
+from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora, base_state_dict, lora_layers, lora_state_dict, merge, unmerge
 from store import gpt2
-from store.checkpoint import load_adapter, open_run
+from store.checkpoint import open_run
+from store.learned import load_adapter
 
 BASE = "data/builtin/base"
 SCRIPTS = {"sft": train_sft, "lora": train_lora}
@@ -88,7 +89,8 @@ def other_prompt_targets():
     of_step = Batches.of_step
 
     def corrupted(self, step):
-        return [(x, torch.where(graded, y, (y + 7) % 256), graded, p) for x, y, graded, p in of_step(self, step)]
+        batches = of_step(self, step)
+        return [b._replace(targets=torch.where(b.graded, b.targets, (b.targets + 7) % 256)) for b in batches]
 
     Batches.of_step = corrupted
     _, other = train(steps=1)
@@ -97,7 +99,7 @@ def other_prompt_targets():
 
 
 def fitted():
-    return load_model(train(records=ONE, steps=60, batch_size=1, learning_rate=2e-3)[1])
+    return open_run(train(records=ONE, steps=60, batch_size=1, learning_rate=2e-3)[1]).model()
 
 
 def answers_that_end():
@@ -109,7 +111,7 @@ def answers_that_end():
 
 
 def nothing_graded():
-    inputs, targets, graded, _ = collate([Example(np.arange(5), np.arange(5) > 9)])
+    inputs, targets, graded, _ = collate([next_token(np.arange(5), np.arange(5) > 9)])
     nll = -open_run(BASE).model()(inputs, graded).log_softmax(-1).gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)
     return f"the loss of a row with nothing graded is {(nll.sum() / graded.sum()).item()}"
 
@@ -118,7 +120,7 @@ def prompts_that_fill_the_block():
     records = [{"instruction": "i", "input": "x" * 200, "output": "never seen"}, *RECORDS[:2], *RECORDS[:2]]
     train, held_out = from_instructions(written(records), Reading(TOKENIZER, 60, 0.1))
     rows = [*train, *held_out]
-    return f"of {len(rows)} rows that are kept, {sum(not row.graded[1:].any() for row in rows)} have nothing graded"
+    return f"of {len(rows)} rows that are kept, {sum(not row.graded.any() for row in rows)} have nothing graded"
 
 
 # ---- what the loss is divided by -----------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def scale_of_lora():
 
 def drift_of_the_base():
     seen = []
-    train_lora.checkpoint.save_adapter = lambda out, model, base: seen.append(model) or 0  # which would refuse it
+    train_lora.checkpoint.save = lambda out, model, base: seen.append(model) or 0
     train("lora", steps=20, weight_decay=0.1)
     before, after = open_run(BASE).model().state_dict(), base_state_dict(seen[0])
     drift = {name: (after[name] - tensor).abs().max().item() for name, tensor in before.items()}
@@ -231,7 +233,8 @@ def merged_into_the_head():
     model = open_run(BASE).model()
     theirs = gpt2.weights_of(model.state_dict())
     theirs["lm_head.weight"] = model.wte.weight.detach() + 0.05 * torch.randn(model.wte.weight.shape)
-    ours = gpt2.model_from(gpt2.without_extras(theirs), model.config)
+    ours = GPT(model.config)
+    ours.load_state_dict(gpt2.weights_from(gpt2.without_extras(theirs), model.config))
     expected = model.hidden(TOKENS) @ theirs["lm_head.weight"].T
     return f"read in, its logits are up to {distance(ours, expected)} from those that it had"
 
@@ -255,7 +258,8 @@ def logits_of_gpt2():
     for scale in (0.3, 0.02):  # large enough for GELU to matter, small enough for LayerNorm's epsilon
         for name, parameter in theirs.named_parameters():
             torch.nn.init.normal_(parameter, std=scale if ".wte" in name or ".wpe" in name else 0.3)
-        ours = gpt2.model_from(gpt2.without_extras(theirs.state_dict()), GPTConfig(70, 32, 2, 2, 12))
+        ours = GPT(GPTConfig(70, 32, 2, 2, 12))
+        ours.load_state_dict(gpt2.weights_from(gpt2.without_extras(theirs.state_dict()), ours.config))
         far.append(distance(ours, theirs(TOKENS).logits))
     return f"logits differ from transformers' GPT-2 by up to {far[0]}, of small embeddings by {far[1]}"
 

@@ -12,7 +12,7 @@ from notebooks.side_by_side import CONCEPTS, normalised, reasons
 ROOT = Path(__file__).parent.parent
 PRETRAIN, SFT, LORA = "train_pretrain.py", "train_sft.py", "train_lora.py"
 STEPS = ["config", "data", "model", "what learns", "optimizer", "loop", "evaluate", "save"]
-BUDGETS = {(PRETRAIN, SFT): 30, (SFT, LORA): 24}
+BUDGETS = {(PRETRAIN, SFT): 18, (SFT, LORA): 22}
 
 
 def lines(script):
@@ -44,6 +44,11 @@ def test_a_script_is_eight_steps_in_order_and_at_most_150_lines(script):
 @pytest.mark.parametrize("step", ["optimizer", "loop"])
 def test_optimizer_and_loop_are_the_same_to_the_byte(step):
     assert sections(PRETRAIN)[step] == sections(SFT)[step] == sections(LORA)[step]
+
+
+def test_at_most_one_line_of_the_loop_is_about_fp16():
+    about = [line for step in ("optimizer", "loop") for line in sections(SFT)[step].splitlines() if "fp16" in line]
+    assert len(about) == 1 and "scaler" not in (ROOT / SFT).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("pair", BUDGETS)
@@ -81,7 +86,7 @@ def test_config_fields_stand_in_one_order_and_each_says_what_it_means():
 @pytest.mark.parametrize("script", [PRETRAIN, SFT, LORA])
 def test_every_field_of_a_config_is_used(script):
     source = (ROOT / script).read_text(encoding="utf-8")
-    shared = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "run").glob("*.py"))
+    shared = "".join(path.read_text(encoding="utf-8") for path in [*(ROOT / "run").glob("*.py"), ROOT / "cli.py"])
     [config] = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     for field in config.body:
         if isinstance(field, ast.AnnAssign):
