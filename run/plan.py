@@ -6,18 +6,18 @@ python -m run.plan --init-from gpt2 --method lora --memory 6GB
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cli import Mistake, command_line, flag
-from data.tokenizer import load_tokenizer
 from model.gpt import GPTConfig
-from run import ranks
+from model.lora import targets_of
 from run.device import NAMES, choose_device, peak_mb
-from run.memory import Run, memory_there, size
-from store import checkpoint
+from run.memory import Run, size
+from store.checkpoint import config_of
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 
@@ -30,7 +30,7 @@ class Config:
     n_head: int = 4  # attention heads a block
     n_embd: int = 128  # channels
     method: str = "pretrain"  # pretrain, sft or lora
-    memory: str = ""  # what there is, like 8GB (10^9 bytes each), 8GiB (2^30) or 4000MB: tells what fits
+    memory: str = ""  # what there is, like 8GB (10^9 bytes each), 8GiB (2^30) or 4000MB; without it, this device's
     graded: float = 1.0  # share of the positions that are graded: 1 for a text, less for instructions
     r: int = 8  # LoRA's rank
     lora_dropout: float = 0.0  # share of x zeroed on the way to A while training
@@ -55,20 +55,19 @@ def main(config: Config) -> None:
         raise Mistake(f"--device must be auto, cuda, mps or cpu, got {config.device!r}")
     if config.shard and config.ranks == 1:
         raise Mistake("--shard splits a model over several processes: give their number, --ranks N")
-    limit = bytes_of(config.memory) if config.memory else None
-    model = shape(config)
-    if config.block_size > model.block_size:
-        raise Mistake(f"--block-size {config.block_size} is beyond the {model.block_size} tokens of {config.init_from}")
+    targets_of(config.targets)
+    limit = bytes_of(config.memory) if config.memory else memory_there(config.device)
     measured = peak_mb(torch.device("cpu"))  # nothing but imports has taken memory yet
-    run = Run(config, model, measured * 1e6) if measured else Run(config, model)
-    print(page(run))
-    if limit is not None:
-        print(f"\n{verdict(run, limit)}")
+    shape = shape_of(config)
+    if config.block_size > shape.block_size:
+        raise Mistake(f"--block-size {config.block_size} is beyond the {shape.block_size} tokens of {config.init_from}")
+    run = Run(config, shape, measured * 1e6) if measured else Run(config, shape)
+    print(page(run) + (f"\n\n{verdict(run, limit)}" if limit else ""))
 
 
-def shape(config: Config) -> GPTConfig:
+def shape_of(config: Config) -> GPTConfig:
     if config.init_from:
-        return checkpoint.config_of(config.init_from)
+        return config_of(config.init_from)
     return GPTConfig(config.vocab_size, config.block_size, config.n_layer, config.n_head, config.n_embd)
 
 
@@ -88,10 +87,10 @@ def page(run: Run) -> str:
 def verdict(run: Run, limit: float) -> str:
     if run.peak().total() <= limit:
         return f"This fits {size(limit)}."
-    ways = ways_to_fit(run, limit)
+    ways = [f"  {size(n):>7}  {way}" for way, n in ways_to_fit(run, limit)]
     if not ways:
         return f"This does not fit {size(limit)}, not even with all that saves memory: a smaller model might."
-    return "\n".join([f"This does not fit {size(limit)}. What would:", *(f"  {size(n):>7}  {way}" for way, n in ways)])
+    return "\n".join([f"This does not fit {size(limit)}. What would:", *ways])
 
 
 def bytes_of(memory: str) -> float:
@@ -101,20 +100,29 @@ def bytes_of(memory: str) -> float:
     return float(number[1]) * UNITS[number[2].upper().replace("IB", "iB")]
 
 
+def memory_there(name: str) -> float | None:
+    """What a run may take of a GPU's memory, or of the machine's; None if that is unknown."""
+    device = choose_device("auto") if name == "auto" else torch.device(name)
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.mem_get_info(device)[0]  # others, a screen among them, hold the rest
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return torch.mps.recommended_max_memory()
+    there = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()) if device.type == "cpu" else None
+    return int(there[1]) * 1024 if there else None
+
+
 # ---- what would fit --------------------------------------------------------------------------------------------------
 
 
 def ways_to_fit(run: Run, limit: float) -> list[tuple[str, float]]:
     """The changes that bring the peak to limit or below, as flags, and the peak of each, in bytes: single changes where
     one is enough, else several together; shorter rows only where all of them are not."""
-    B, T, micro = run.config.batch_size, run.config.block_size, run.config.micro_batches
-    fewer = [{"batch_size": b, "micro_batches": micro * B // b} for b in range(B // 2, 0, -1) if B % b == 0]
+    rows, T, micro = run.config.batch_size, run.config.block_size, run.config.micro_batches
+    fewer = [{"batch_size": n, "micro_batches": micro * rows // n} for n in range(rows // 2, 0, -1) if rows % n == 0]
     again = [] if run.config.checkpoint_activations else [{"checkpoint_activations": True}]
     shard = [{"shard": True}] if run.config.ranks > 1 and not run.config.shard else []
     lora = [{"method": "lora"}] if run.full and run.config.init_from else []
-    changes: list[list[dict[str, Any]]] = [
-        forms for forms in (fewer, again, shard, lora) if forms
-    ]  # each from the mildest on
+    changes: list[list[dict[str, Any]]] = [forms for forms in (fewer, again, shard, lora) if forms]  # mildest first
     for n in range(1, len(changes) + 1):
         tried = [mildest(run, limit, chosen) for chosen in itertools.combinations(changes, n)]
         if any(tried):
@@ -125,54 +133,15 @@ def ways_to_fit(run: Run, limit: float) -> list[tuple[str, float]]:
 
 
 def mildest(run: Run, limit: float, changes: Iterable[list[dict[str, Any]]]) -> tuple[str, float] | None:
-    """The first that fits of all combinations of the changes' forms."""
+    """The first that fits of all combinations of the changes' forms, as flags of a training script."""
     for forms in itertools.product(*changes):
-        changed = run.changed(**{name: value for form in forms for name, value in form.items()})
-        if (peak := changed.peak().total()) <= limit:
-            return flags(run.config, changed.config), peak
+        new = {name: value for form in forms for name, value in form.items()}
+        if (peak := run.changed(**new).peak().total()) <= limit:
+            script = ["train_lora.py"] if new.pop("method", "") else []
+            new = {name: value for name, value in new.items() if value != vars(run.config)[name]}
+            flags = [flag(name) if value is True else f"{flag(name)} {value}" for name, value in new.items()]
+            return " ".join(script + flags), peak
     return None
-
-
-def flags(config: Config, changed: Config) -> str:
-    """What to change on a training script's command line."""
-    new = {name: value for name, value in vars(changed).items() if value != vars(config)[name]}
-    script = ["train_lora.py"] if new.pop("method", "") else []
-    return " ".join(script + [flag(name) if value is True else f"{flag(name)} {value}" for name, value in new.items()])
-
-
-# ---- when it is too late ---------------------------------------------------------------------------------------------
-
-
-SIGNS = ("out of memory", "an't allocate memory", "annot allocate memory", "size calculation overflowed", "bad_alloc")
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether that is what an error means, or what a Mistake was raised from: each allocator has words of its own."""
-    if isinstance(error, Mistake):
-        return out_of_memory(error.__cause__)
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in SIGNS))
-
-
-def hint(config: Any) -> str:
-    """One or two sentences on what a run that ran out of memory needs, and what would fit. config: any script's."""
-    if not hasattr(config, "micro_batches"):  # it does not train
-        return "out of memory: give smaller numbers, or end what else takes memory"
-    device = choose_device(config.device)
-    own = {field.name: getattr(config, field.name) for field in fields(Config) if hasattr(config, field.name)}
-    method = "lora" if hasattr(config, "r") else "pretrain"
-    V = 257 if config.init_from else load_tokenizer(config.tokenizer).n_vocab
-    plan = Config(
-        **{**own, "method": method, "vocab_size": V, "device": device.type, "ranks": ranks.rank_and_size()[1]}
-    )
-    model = shape(plan)
-    run, there = Run(plan, model), memory_there(device)
-    need = run.peak().total()
-    each = " in each process" if plan.ranks > 1 else ""
-    said = f"out of memory: this run needs up to {size(need)}{each}"
-    said += f", {size(there)} are there" if there else ""
-    limit = 0.95 * min(there or need, need)
-    ways = [f"{way} would take {size(n)}" for way, n in ways_to_fit(run, limit)]
-    return f"{said}. {'; '.join(ways) or 'Only a smaller model or shorter rows would fit'}; give another --out with it"
 
 
 if __name__ == "__main__":

@@ -128,8 +128,7 @@ class Saves:
         learns = {name: whole(parameter.detach()) for name, parameter in self.learns.items()}
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {
-            i: {key: whole(tensor) for key, tensor in tensors.items()}
-            for i, tensors in optimizer["state"].items()
+            i: {key: whole(tensor) for key, tensor in tensors.items()} for i, tensors in optimizer["state"].items()
         }
         rank, n_ranks = ranks.rank_and_size()
         random = [get_random()] * n_ranks

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,12 +12,14 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import cli
 import train_lora
 import train_pretrain
 import train_sft
 from cli import Mistake, command_line
 from data.examples import render_prompt
 from data.tokenizer import load_tokenizer
+from model.fused_lora import fuse
 from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora
 from run import plan
@@ -137,7 +140,8 @@ def test_a_block_keeps_exactly_what_the_plan_says(name):
     shape = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=4, n_embd=64, dropout=config.dropout)
     model, run = GPT(shape), Run(config, shape)
     if config.method == "lora":
-        apply_lora(model, config.r, 16.0, config.lora_dropout, config.targets.split(","))
+        apply_lora(model, config.r, 16.0, config.lora_dropout, config.targets)
+        fuse(model)
     block = model.blocks[1]
     run.fused = block.attn.fused = fused
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -177,7 +181,7 @@ def test_what_is_said_to_fit_fits(way, world, measure):
 
 
 def test_shorter_rows_are_the_last_resort(world):
-    run = Run(planned(world, device="cuda"), SHAPE)  # on a CPU, the peak is loading the model by then
+    run = Run(planned(world), SHAPE)
     least = run.changed(method="lora", batch_size=1, micro_batches=8, checkpoint_activations=True).peak().total()
     [(said, _)] = plan.ways_to_fit(run, least - 1)
     assert "train_lora.py" in said and "--batch-size 1 --micro-batches 8" in said and "--block-size 64" in said
@@ -185,25 +189,32 @@ def test_shorter_rows_are_the_last_resort(world):
 
 
 LIMITED = """
-import resource, runpy, sys, train_sft
+import resource, runpy, sys, {script}
 from pathlib import Path
 reserved = 1024 * int(Path("/proc/self/status").read_text().split("VmSize:")[1].split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (reserved + 400_000_000, resource.RLIM_INFINITY))
-runpy.run_path("train_sft.py", run_name="__main__")
+sys.argv[0] = "{script}.py"
+runpy.run_path("{script}.py", run_name="__main__")
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
-@pytest.mark.parametrize("dev", [False, True])
-def test_memory_that_runs_out_ends_as_a_hint(dev, world, tmp_path):
-    flags = f"--instructions {world}/instructions.json --init-from {world}/base --out {tmp_path}/run --batch-size 64"
-    command = [sys.executable, *(["-X", "dev"] if dev else []), "-c", LIMITED, *flags.split(), "--device", "cpu"]
+@pytest.mark.parametrize("script", ["train_pretrain", "train_sft", "train_lora"])
+def test_memory_that_runs_out_names_a_command_that_says_what_would_fit(script, world, tmp_path, monkeypatch, capsys):
+    """The command is followed: it plans the run that failed."""
+    data = "--instructions {}/instructions.json" if script == "train_sft" else "--text {}/text.txt"
+    flags = f"{data.format(world)} --init-from {world}/base --out {tmp_path}/run --batch-size 256 --device cpu"
+    command = [sys.executable, "-c", LIMITED.format(script=script), *flags.split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if dev:
-        assert done.returncode == 1 and "Traceback" in done.stderr
-        return
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "out of memory: this run needs up to 1." in done.stderr and "are there. --batch-size" in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+    advised = re.search("out of memory: `python -m run.plan (.+)` says what it needs", done.stderr)[1]
+    assert "--batch-size 256" in advised
+    said = say([*advised.split(), "--memory", "400MB"], monkeypatch, capsys).out
+    assert f"{script.removeprefix('train_')}: " in said and "256 rows of 128 tokens, on cpu" in said
+    assert "This does not fit 400 MB" in said
+    assert re.search(r"This (fits|does not fit) [\d.]+ [MG]B", say(advised.split(), monkeypatch, capsys).out), (
+        "what is here"
+    )
 
 
 def test_each_allocators_words_are_known_and_other_errors_are_not():
@@ -212,13 +223,11 @@ def test_each_allocators_words_are_known_and_other_errors_are_not():
         RuntimeError("MPS backend out of memory"),
         MemoryError(),
     ):
-        assert plan.out_of_memory(error)
+        assert cli.out_of_memory(error)
     with pytest.raises(RuntimeError) as refused:
         torch.empty(10**14)
-    assert plan.out_of_memory(refused.value)
-    assert not plan.out_of_memory(RuntimeError("shapes differ")) and not plan.out_of_memory(
-        Mistake("out of memory.txt")
-    )
+    assert cli.out_of_memory(refused.value)
+    assert not cli.out_of_memory(RuntimeError("shapes differ")) and not cli.out_of_memory(Mistake("out of memory.txt"))
 
 
 def say(flags, monkeypatch, capsys):
