@@ -21,7 +21,8 @@ PRETRAIN := $(VENV) train_pretrain.py --block-size 256 --batch-size 8 --eval-eve
 base: .venv/run
 	$(VENV) -m world --out runs/world-1 --documents 600000 --seed 1 --mixture first
 	$(VENV) -m world --out runs/world-2 --documents 200000 --seed 2 --mixture last
-	$(PRETRAIN) --text runs/world-1/base.txt --tokenizer data/builtin/tokenizer.tiktoken --steps 32000 --out runs/base-1
+	$(VENV) new_model.py --tokenizer data/builtin/tokenizer.tiktoken --block-size 256 --out runs/base-0
+	$(PRETRAIN) --text runs/world-1/base.txt --init-from runs/base-0 --steps 32000 --out runs/base-1
 	$(PRETRAIN) --text runs/world-2/base.txt --init-from runs/base-1 --steps 6000 --learning-rate 1e-3 --out runs/base
 
 .venv/run: requirements.txt constraints.txt

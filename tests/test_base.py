@@ -7,10 +7,11 @@ from random import Random
 import pytest
 import torch
 
-from data.examples import from_text
+from data.examples import Reading, from_text
 from evaluate import first_lines, perplexity, token_nll
 from store.checkpoint import open_run
-from world import __main__ as world
+from world import base_text, questions
+from world import tasks as world_tasks
 
 BASE = Path(__file__).parent.parent / "data" / "builtin" / "base"
 CARD = (BASE / "README.md").read_text(encoding="utf-8")
@@ -27,27 +28,27 @@ def test_it_is_small_enough_to_ship():
 
 
 def test_it_has_the_perplexity_of_its_card():
-    _, held_out = from_text(BASE.parent / "base.txt", TOKENIZER, 256, 0.1)
+    _, held_out = from_text(BASE.parent / "base.txt", Reading(TOKENIZER, 256, 0.1))
     assert abs(perplexity(token_nll(MODEL, held_out, 32)) - of_the_card("perplexity \\*\\*#\\*\\*")) < 0.01
 
 
 def probes(kind, rng):
     """Endless (prompt, how it must go on), in the base's own format, of things that it has never read."""
-    tasks = [task for task in world.TASKS if task.kind == kind]
+    tasks = [task for task in world_tasks.TASKS if task.kind == kind]
     while True:
         task = rng.choice(tasks)
         if kind == "fact":
-            text, question = "### Lesson:", world.fact_question(rng, task.name, list)
+            text, question = "### Lesson:", questions.fact_question(rng, task.name, list)
         else:
-            told, rows = world.story(rng, list)
-            text, question = f"### Story: {told}", world.story_question(rng, task.name, rows)
+            told, rows = questions.story(rng, list)
+            text, question = f"### Story: {told}", questions.story_question(rng, task.name, rows)
         if question:
-            yield f"{text} Child: {world.asked(rng, task, question)} Teacher:", question.output
+            yield f"{text} Child: {base_text.asked(rng, task, question)} Teacher:", question.output
 
 
 def copies(rng):
     while True:
-        words = " ".join(world.word_list(rng, list))
+        words = " ".join(questions.word_list(rng, list))
         yield f"### List: {words}. Again:", words
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import cli
 from model.gpt import CausalSelfAttention
 from run.session import Session
 
 ROOT = Path(__file__).parent.parent
 ENTRIES = json.loads((ROOT / ".vscode" / "launch.json").read_text(encoding="utf-8"))["configurations"]
 TASKS = {task["label"]: task for task in json.loads((ROOT / ".vscode" / "tasks.json").read_text("utf-8"))["tasks"]}
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["name"])
@@ -31,17 +32,13 @@ def test_each_entry_runs_on_tensors_that_fit_the_screen(entry, tmp_path, monkeyp
         args = [str(tmp_path / part) if part.startswith("runs/") else part for part in task["args"]]
         subprocess.run([sys.executable, *args], cwd=ROOT, check=True, capture_output=True)
     script = importlib.import_module(Path(entry["program"]).stem)
-    seen, begin = [], Session.begin
-    monkeypatch.setattr(
-        Session, "begin", lambda session, model, *rest: seen.append(model) or begin(session, model, *rest)
-    )
+    seen, place = [], Session.place
+    monkeypatch.setattr(Session, "place", lambda session, model: seen.append(model) or place(session, model))
     monkeypatch.chdir(ROOT)
-    import cli as config
-
     monkeypatch.setattr(sys, "argv", [entry["program"], *here])
-    config.command_line(script.main, script.Config)
+    cli.command_line(script.main, script.Config)
     [model] = seen
-    assert (model.config.n_layer, model.config.n_embd, model.config.block_size) in [(1, 8, 8), (1, 8, 64)]
+    assert (model.config.n_layer, model.config.n_embd, model.config.block_size) == (1, 8, 64)
     assert (tmp_path / "runs" / "step" / "sample.txt").exists()
 
 
@@ -51,8 +48,8 @@ def test_there_is_an_entry_for_each_script():
     assert all(path.exists() for path in names)
 
 
-def test_the_breakpoints_of_the_readme_are_lines_of_the_code():
-    page = README.split("## Set a breakpoint here")[1].split("\n## ")[0]
+def test_the_breakpoints_of_the_page_are_lines_of_the_code():
+    page = PAGE.split("## Set a breakpoint here")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `([\w/.]+)` \| `(.+?)` \|", page, re.MULTILINE)
     assert len(rows) == 5
     for file, line in rows:

@@ -1,0 +1,201 @@
+"""What a base model reads: documents of nine kinds, which make it look back and know the facts."""
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from random import Random
+
+from world.questions import ALL_WORDS, GROUP_OF, fact_question, list_question, stated, story, story_question, word_list
+from world.tasks import FACTS, TASKS, Question, Task
+from world.words import COLOURS, NAMES, PLACES, THINGS
+
+TALK = (("Child:", "Teacher:"), ("Guest:", "Host:"))
+
+
+MIXTURES = {  # how often each kind of document is drawn, in the order of `document`
+    "first": (8, 5, 10, 6, 3, 4, 4, 0, 0),
+    "last": (5, 4, 9, 6, 2, 2, 2, 6, 4),  # for the end of pretraining: with summaries, in which all is looked up
+}
+
+
+def document(rng: Random, mixture: str = "first") -> str:
+    """A piece of text of one of nine kinds; what it says last, only looking back or knowing the facts can tell.
+
+    >>> print(document(Random(9)))
+    ### Talk: Child: Name the thing of Emma. Teacher: The white puzzle is with Emma in the mine. Finn has the black
+    hammer in the cave. So: puzzle.
+    """
+    told = (story_retold, list_retold, talk_about_a_story, talk_about_a_list, lesson, page, notes)
+    return rng.choices((*told, story_summed_up, list_summed_up), MIXTURES[mixture])[0](rng)
+
+
+def story_retold(rng: Random) -> str:
+    """A story, told again in another order and in other words, and questions about it.
+
+    >>> print(story_retold(Random(4)))
+    ### Story: In the attic is Dan with the green shoe. The red cap is with Zoe in the kitchen. Told again: The
+    green shoe is with Dan in the attic. The red cap is with Zoe in the kitchen. Guest: Who has the red thing? Host:
+    Zoe. The one with the green thing is Dan. The cap is in the kitchen. Guest: Who is in the kitchen? Host: Zoe.
+    The one with the shoe is Dan. Guest: Does Zoe have the cap? Host: yes.
+    """
+    text, rows = story(rng, list)
+    again = "Told again: " + " ".join(stated(rng, row) for row in rng.sample(rows, len(rows)))
+    questions = asks_and_answers(rng, "story", lambda task: story_question(rng, task, rows))
+    return "### Story: " + rng.choice("\n ").join([text, *[again] * (rng.random() < 0.8), *questions])
+
+
+def story_summed_up(rng: Random) -> str:
+    """A story and what is true at its end, listed by thing, by place, by person, or as what is so and what is not.
+
+    >>> print(story_summed_up(Random(0)))
+    ### Story: In the shed is Nils with the black ball. Ben has the yellow cap in the school. Ida has the green shoe
+    in the attic. In short: school: yellow, Ben. shed: black, Nils. attic: green, Ida.
+    """
+    text, rows = story(rng, list)
+    key = rng.choice(("thing", "thing", "place", "who", "yes or no"))
+    if key == "yes or no":
+        pairs = [(f"{one['who']}, {other['thing']}", one["who"] == other["who"]) for one in rows for other in rows]
+        entries = [(pair, "yes" if so else "no") for pair, so in pairs if so or rng.random() < 0.6]
+    else:
+        others = rng.sample([name for name in ("who", "thing", "colour", "place") if name != key], 2)
+        once = [row for row in rows if sum(row[key] == other[key] for other in rows) == 1]
+        entries = [(row[key], ", ".join(row[name] for name in others)) for row in once]
+    return f"### Story: {text} In short: {pairs_of(rng.sample(entries, len(entries)))}"
+
+
+def list_summed_up(rng: Random) -> str:
+    """A list and its words by group, by what comes after or before each, or as which are in it and which are not.
+
+    >>> print(list_summed_up(Random(2)))
+    ### List: bee List Title lion. By groups: animals: bee lion. headings: List Title.
+    """
+    words = word_list(rng, list)
+    how = rng.choice(("groups", "after", "before", "yes or no"))
+    if how == "groups":
+        groups = list(dict.fromkeys(GROUP_OF[word] for word in words))
+        entries = [(group, " ".join(word for word in words if GROUP_OF[word] == group)) for group in groups]
+    elif how == "yes or no":
+        others = rng.sample([word for word in ALL_WORDS if word not in words], len(words))
+        entries = [(word, "yes") for word in words] + [(word, "no") for word in others]
+    else:
+        entries = [(a, b) if how == "after" else (b, a) for a, b in pairwise(words)]
+    return f"### List: {' '.join(words)}. By {how}: {pairs_of(rng.sample(entries, len(entries)))}"
+
+
+def list_retold(rng: Random) -> str:
+    """A list of words, told again, and questions about it.
+
+    >>> print(list_retold(Random(4)))
+    ### List: crow saw sock shoe coat. Again: crow saw sock shoe coat. The second word is saw. Guest: Replace crow
+    with belt. Host: belt saw sock shoe coat. In reverse: coat shoe sock saw crow. Guest: Repeat only the clothes.
+    Host: sock shoe coat. In reverse: coat shoe sock saw crow. The last word is coat.
+    """
+    words = word_list(rng, list)
+    again = f"Again: {' '.join(words)}."
+    questions = asks_and_answers(rng, "list", lambda task: list_question(rng, task, words, list))
+    return "### List: " + rng.choice("\n ").join([f"{' '.join(words)}.", *[again] * (rng.random() < 0.8), *questions])
+
+
+def lesson(rng: Random) -> str:
+    """Facts, stated or asked for.
+
+    >>> print(lesson(Random(2)))
+    ### Lesson: The opposite of north is south. Child: Which day comes after Tuesday? Teacher: Wednesday. Child:
+    Name the sound of the lion. Teacher: roar. Child: What does the crow say? Teacher: caw.
+    """
+    return "### Lesson: " + " ".join(asks_and_answers(rng, "fact", lambda task: fact_question(rng, task, list)))
+
+
+def talk_about_a_story(rng: Random) -> str:
+    """A question that comes before the story which answers it, as in an instruction.
+
+    >>> print(talk_about_a_story(Random(1)))
+    ### Talk: Guest: Name the thing of Clara. Host: Clara has the pink rake in the forest. Ida has the yellow cap in
+    the cave. So: rake.
+    """
+    text, rows = story(rng, list)
+    return talk(rng, "story", text, lambda task: story_question(rng, task, rows))
+
+
+def talk_about_a_list(rng: Random) -> str:
+    """A question that comes before the list which it is about.
+
+    >>> print(talk_about_a_list(Random(2)))
+    ### Talk: Child: Write the words and add mast. Teacher: bee List Title lion. So: bee List Title lion mast.
+    """
+    words = word_list(rng, list)
+    return talk(rng, "list", f"{' '.join(words)}.", lambda task: list_question(rng, task, words, list))
+
+
+def page(rng: Random) -> str:
+    """Pairs: facts, or what somebody has noted down, which is then told again, from left to right or the other way.
+
+    >>> print(page(Random(3)))
+    ### Page: cave: frog. mill: dog. market: deck. Again: mill: dog. cave: frog. market: deck. The other way: deck:
+    market. dog: mill. frog: cave.
+    """
+    if rng.random() < 0.15:
+        pairs = rng.choice(list(FACTS.values()))
+        return "### Page: " + pairs_of(rng.sample(pairs, min(len(pairs), rng.randint(4, 7))))
+    n, (left, right) = rng.randint(2, 5), rng.sample([NAMES, THINGS, PLACES, ALL_WORDS], 2)
+    pairs = list(zip(rng.sample(left, n), rng.sample(right, n), strict=True))
+    again = pairs_of(rng.sample(pairs, n))
+    other_way = pairs_of([(y, x) for x, y in rng.sample(pairs, n)])
+    return f"### Page: {pairs_of(pairs)} Again: {again} The other way: {other_way}"
+
+
+def pairs_of(pairs: list[tuple[str, str]]) -> str:
+    return " ".join(f"{x}: {y}." for x, y in pairs)
+
+
+def notes(rng: Random) -> str:
+    """Words that have nothing to do with each other, noted down two or three times.
+
+    They teach to copy, and that any word may follow another: without them, text of another kind than the rest, such as
+    the domain's, would be all but impossible to the model.
+
+    >>> print(notes(Random(1)))
+    ### Notes: oar; Dove honey list; storm After makes cow. Again: oar; Dove honey list; storm After makes cow.
+    """
+    marks = rng.choices((" ", ", ", "; ", ": ", ". "), (9, 2, 2, 1, 1), k=rng.randint(4, 20))
+    noted = "".join(mark + rng.choice(EVERY_WORD) for mark in marks).lstrip(" .,:;")
+    return f"### Notes: {noted}." + f" Again: {noted}." * rng.randint(1, 2)
+
+
+def asks_and_answers(rng: Random, kind: str, question_about: Callable[[str], Question | None]) -> list[str]:
+    """Up to seven things stated, or asked and answered."""
+    (asks, answers), said = rng.choice(TALK), []
+    for task in rng.choices([task for task in TASKS if task.kind == kind], k=rng.randint(4, 7)):
+        if question := question_about(task.name):
+            if task.said and rng.random() < 0.4:
+                said.append(task.said.format(**question.fields, y=question.output))
+            else:
+                said.append(f"{asks} {asked(rng, task, question)} {answers} {question.output}.")
+    return said
+
+
+def talk(rng: Random, kind: str, text: str, question_about: Callable[[str], Question | None]) -> str:
+    """Question, text, answer, in this order."""
+    asks, answers = rng.choice(TALK)
+    while True:
+        task = rng.choice([task for task in TASKS if task.kind == kind])
+        if question := question_about(task.name):
+            return f"### Talk: {asks} {asked(rng, task, question)} {answers} {text} So: {question.output}."
+
+
+def asked(rng: Random, task: Task, question: Question) -> str:
+    """The question in one of the phrasings that the base text knows."""
+    known = [task.phrasings[0], task.phrasings[2], task.held_out[0]] if task.trained else task.phrasings
+    return rng.choice(known).format(**question.fields)
+
+
+EVERY_WORD = sorted(
+    {
+        word
+        for task in TASKS
+        for phrase in (task.said, *task.phrasings, *task.held_out)
+        for word in re.findall(r"(?<![{\w])\w+(?![}\w])", phrase)
+    }
+    | {word for pairs in FACTS.values() for pair in pairs for word in pair}
+    | {*NAMES, *ALL_WORDS, *PLACES, *COLOURS, "at", "wind", "day", "out", "leave", "then"}
+)
