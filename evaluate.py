@@ -192,8 +192,8 @@ def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Re
         getattr(config, kind) and trained.get(kind) and same_data(getattr(config, kind), trained[kind])
         for kind in ("text", "instructions")
     )
-    columns = config.columns or (trained["columns"] if same else "")
-    skip_bad_records = config.skip_bad_records or (same and trained["skip_bad_records"])
+    columns = config.columns or (trained.get("columns", "") if same else "")
+    skip_bad_records = config.skip_bad_records or (same and trained.get("skip_bad_records", False))
     held_out = config.held_out or trained.get("held_out", 0.1)
     settings, own = (block_size, held_out), (trained.get("block_size"), trained.get("held_out"))
     said = f", as {file.parent} was trained" if settings == own else ""

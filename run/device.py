@@ -93,8 +93,9 @@ def set_up(model: GPT, config: Any, device: torch.device) -> str:
     model.precision, why = choose_precision(config.precision, device, model.config.n_embd)
     model.checkpoint_activations = config.checkpoint_activations
     for block in model.blocks:
-        block.attn.fused = fused_attention_pays(model.precision, device, config.block_size)
-    fuse(model)
+        if not fused_attention_pays(model.precision, device, config.block_size):
+            block.attn.fused = False
+    fuse(model)  # LoRA's layers; without this line one steps through the equation in model/lora.py
     if config.compile:
         model.compile_blocks()
     return why

@@ -106,7 +106,21 @@ def test_the_diffs_in_the_readme_are_those_of_the_files(pair):
     assert f"```diff\n$ diff -w -B {' '.join(pair)}\n{diff}```" in README
 
 
-def test_every_file_that_the_readme_names_exists():
-    named = re.findall(r"`([\w/]+\.py|\w+/)`", README)
-    assert len(named) > 10
+def test_the_readme_is_short_shows_the_loop_and_leads_to_every_page():
+    assert len(README.splitlines()) <= 250
+    script = (ROOT / "train_sft.py").read_text(encoding="utf-8")
+    shown = README.split("```python\n")[1].split("```")[0]
+    assert "log_p = model(inputs, graded, positions)" in shown
+    assert all(f"            {line}\n" in script for line in shown.splitlines())
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} == set(re.findall(r"\(docs/(\w+\.md)\)", README))
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_every_file_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py|\w+/)`", text)
+    linked = re.findall(r"\]\(([\w./-]+)\)", text)
     assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [name for name in linked if not (page.parent / name).exists()] == []
