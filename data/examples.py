@@ -158,7 +158,8 @@ def packed(examples: Sequence[Example], block_size: int) -> list[Example]:
 
 def _joined(row: Sequence[Example]) -> Example:
     inputs, targets, graded = (np.concatenate([example[part] for example in row]) for part in range(3))
-    return Example(inputs, targets, graded, np.concatenate([np.arange(len(example.inputs)) for example in row]))
+    positions = np.concatenate([np.arange(len(example.inputs)) for example in row])
+    return Example(inputs, targets, graded, positions)
 
 
 def from_instructions(path: str | Path, how: Reading) -> tuple[Sequence[Example], Sequence[Example]]:

@@ -99,8 +99,9 @@ class Saves:
             saved["optimizer"]["state"][i] = {key: ranks.like(t, parameters[i]) for key, t in tensors.items()}
         self.optimizer.load_state_dict(saved["optimizer"])
         scale.scale, scale.good_steps = saved["scale"]
-        if ranks.rank_and_size()[0] < len(saved["random"]):  # of another number of ranks, new ones begin with their own
-            put_random(saved["random"][ranks.rank_and_size()[0]])
+        rank = ranks.rank_and_size()[0]
+        if rank < len(saved["random"]):  # of another number of ranks, new ones begin with their own
+            put_random(saved["random"][rank])
         self.so_far = saved["so_far"]
         return saved["step"]
 

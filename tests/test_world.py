@@ -203,5 +203,7 @@ def test_show_prints_a_page_of_each(capsys):
 
 
 def test_the_examples_in_the_docstrings_are_what_comes_out():
-    found = [doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE) for module in MODULES]
+    found = [
+        doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE, extraglobs=vars(world)) for module in MODULES
+    ]
     assert sum(one.attempted for one in found) >= 8 and not any(one.failed for one in found)
