@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_gpt import from_transformers
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import contestants as who
 from benchmarks import measure
 from benchmarks.measure import Contestant, quartiles, race, times
 from data.examples import next_token
+from store import gpt2
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -95,7 +95,7 @@ def test_both_generate_the_same_tokens(monkeypatch):
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     ours = who.our_model(SHAPE, CPU)
-    ours.load_state_dict(from_transformers(theirs.transformer.state_dict()))
+    ours.load_state_dict(gpt2.weights_from(gpt2.without_extras(theirs.state_dict()), ours.config))
     prompts, answers = [[5, 17, 3], [9], [1, 2, 3, 4, 5, 6, 7]], []
     generate = who.generate
     monkeypatch.setattr(who, "generate", lambda *args: answers.extend(generate(*args)) or answers)

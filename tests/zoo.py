@@ -139,8 +139,9 @@ class Outcomes:
 def outcomes(tests: Sequence[str], copy: Path, bug: Bug | None) -> dict[str, str]:
     noted = Outcomes()
     with made(bug, copy):
-        quietly = ["-p", "no:terminal", "-p", "no:cacheprovider", "--rootdir", str(copy)]
-        pytest.main([*quietly, *(f"{copy / test}" for test in tests)], plugins=[noted])
+        without = ("terminal", "cacheprovider", "unraisableexception", "threadexception")  # the last two take long
+        bare = [*("-pno:" + plugin for plugin in without), "--assert=plain", f"--rootdir={copy}"]
+        pytest.main([*bare, *(f"{copy / test}" for test in tests)], plugins=[noted])
     return noted.of
 
 
