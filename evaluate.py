@@ -182,7 +182,8 @@ def main(config: Config) -> None:
 
 def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Reading:
     """How the file is read: as the run itself did, as far as its config.json tells and the flags do not differ."""
-    file = Path(run_folder(config.adapter or config.from_), "config.json")
+    run = Path(run_folder(config.adapter or config.from_))
+    file = (run.parent if run.name == "best" else run) / "config.json"  # OUT/best is of the run in OUT
     trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     trained = trained if "held_out" in trained else {}  # a model of others, or a new one, was not trained here
     block_size = config.block_size or min(longest, trained.get("block_size", longest))
