@@ -1,4 +1,4 @@
-# make compare     make compare FLAGS="--seeds 3"     make test     make base     make clean
+# make compare     make compare FLAGS="--seeds 3"     make test     make base     make readme     make clean
 PYTHON ?= python3
 FLAGS ?=
 VENV := .venv/bin/python
@@ -25,6 +25,12 @@ base: .venv/run
 	$(PRETRAIN) --text runs/world-1/base.txt --init-from runs/base-0 --steps 32000 --out runs/base-1
 	$(PRETRAIN) --text runs/world-2/base.txt --init-from runs/base-1 --steps 6000 --learning-rate 1e-3 --out runs/base
 
+# the diffs that README.md shows, made anew
+readme:
+	$(PYTHON) -c 'import re, subprocess as s; from pathlib import Path; page = Path("README.md"); page.write_text( \
+	re.sub(r"(?s)(?<=\n\$$ )(diff -w -B .+?\n).*?(?=```)", \
+	lambda m: m[1] + s.run(m[1].split(), stdout=s.PIPE, encoding="utf-8").stdout, page.read_text("utf-8")), "utf-8")'
+
 .venv/run: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) -r requirements.txt matplotlib
@@ -37,4 +43,4 @@ base: .venv/run
 clean:
 	rm -rf .venv .*_cache
 
-.PHONY: compare test base clean
+.PHONY: compare test base readme clean

@@ -1,4 +1,4 @@
-"""The three training scripts side by side, as one page to read, project or print: every line, and why it differs.
+"""The training scripts side by side, as one page to read, project or print: every line, and why it differs.
 
     python -m notebooks.side_by_side [--out FILE]
 
@@ -26,7 +26,6 @@ VIEWS = {  # which scripts, by their place in SCRIPTS, and what their difference
     "02": "pretraining and LoRA: both",
 }
 FOLDED = 8  # lines at least that are the same in all scripts, one after another, to be folded away at first
-SAME = '<p class="same">The same to the byte in all three.</p>'
 MARK = '<meta name="generator" content="notebooks.side_by_side">'  # by which a page is known
 
 # What a line that differs may be about: concept -> {pattern of such a line: why it differs}. A line that has no reason
@@ -184,7 +183,6 @@ def page(sources: Sequence[str]) -> str:
         if heading:
             parts.append((heading[1] or "settings", []))
         parts[-1][1].append(row)
-    links = "".join(f'<li><a href="#{slug(title)}">{escape(title)}</a></li>' for title, _ in parts)
     views = "".join(
         f'<label><input type="radio" name="view" value="{view}"{" checked" * (view == "012")}> {what}</label>'
         for view, what in VIEWS.items()
@@ -193,7 +191,7 @@ def page(sources: Sequence[str]) -> str:
     blanks = {
         "STYLE": (HERE / "side_by_side.css").read_text(encoding="utf-8"),
         "SCRIPT": (HERE / "side_by_side.js").read_text(encoding="utf-8"),
-        "LINKS": links,
+        "LINKS": "".join(f'<li><a href="#{slug(title)}">{escape(title)}</a></li>' for title, _ in parts),
         "VIEWS": views,
         "LEGEND": legend,
         "PARTS": "\n".join(section(title, part, html) for title, part in parts),
@@ -207,30 +205,31 @@ def section(title: str, part: Sequence[Row], html: Sequence[Sequence[str]]) -> s
     name = slug(title)
     head = "".join(f'<th scope="col" data-script="{s}">{script}</th>' for s, script in enumerate(SCRIPTS))
     groups = [group(f"{name}-{n}", list(of), html) for n, (_, of) in enumerate(groupby(part, lambda row: row[1:]))]
-    to_the_byte = all(len({html[s][row.numbers[s]] if s in row.numbers else "" for s in range(3)}) == 1 for row in part)
+    cells = [[lines[row.numbers[s]] if s in row.numbers else "" for s, lines in enumerate(html)] for row in part]
+    to_the_byte = all(len(set(row)) == 1 for row in cells)
+    same = '<p class="same">The same to the byte in all of them.</p>' if to_the_byte else ""
     return (
         f'<section aria-labelledby="{name}"><h2 id="{name}" tabindex="-1">{escape(title)}</h2>\n'
-        f"{SAME if to_the_byte else ''}"
-        f"<table><thead><tr>{head}</tr></thead>\n{''.join(groups)}</table></section>"
+        f"{same}<table><thead><tr>{head}</tr></thead>\n{''.join(groups)}</table></section>"
     )
 
 
 def group(name: str, of: Sequence[Row], html: Sequence[Sequence[str]]) -> str:
     lines = "".join(f"<tr>{''.join(cell(row, s, html[s]) for s in range(len(SCRIPTS)))}</tr>\n" for row in of)
+    across = f'<th colspan="{len(SCRIPTS)}"'
     if of[0].differs:
         concept = of[0].why[0][0] if of[0].why else "not explained"
         why = " ".join(escape(sentence) for _, sentence in of[0].why)
         note = f'<a class="concept" id="{name}" href="#{name}">{concept}</a> {why}'
         return (
             f'<tbody class="differs {slug(concept)}" data-differs="{of[0].differs}">'
-            f'<tr class="why"><th colspan="3" scope="rowgroup">{note}</th></tr>\n{lines}</tbody>\n'
+            f'<tr class="why">{across} scope="rowgroup">{note}</th></tr>\n{lines}</tbody>\n'
         )
     if len(of) < FOLDED:
         return f"<tbody>{lines}</tbody>\n"
-    button = (
-        f'<button type="button" aria-expanded="true" aria-controls="{name}">{len(of)} lines, the same in all</button>'
-    )
-    return f'<tbody class="fold"><tr><th colspan="3">{button}</th></tr></tbody>\n<tbody id="{name}">{lines}</tbody>\n'
+    what = f"{len(of)} lines, the same in all"
+    button = f'<button type="button" aria-expanded="true" aria-controls="{name}">{what}</button>'
+    return f'<tbody class="fold"><tr>{across}>{button}</th></tr></tbody>\n<tbody id="{name}">{lines}</tbody>\n'
 
 
 def cell(row: Row, s: int, html: Sequence[str]) -> str:
@@ -239,7 +238,8 @@ def cell(row: Row, s: int, html: Sequence[str]) -> str:
     line = html[row.numbers[s]]
     text = re.sub(r"<[^>]*>", "", line)
     indent = len(text) - len(text.lstrip())
-    return f'<td data-script="{s}" data-line="{row.numbers[s] + 1}"><code style="--indent: {indent}">{line}</code></td>'
+    where = f'data-script="{s}" data-file="{SCRIPTS[s]}" data-line="{row.numbers[s] + 1}"'
+    return f'<td {where}><code style="--indent: {indent}">{line}</code></td>'
 
 
 def slug(title: str) -> str:

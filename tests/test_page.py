@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("pygments", reason="the page is coloured by Pygments")
 
 from cli import Mistake
-from notebooks.side_by_side import CONCEPTS, SCRIPTS, VIEWS, Config, main, normalised
+from notebooks.side_by_side import CONCEPTS, SCRIPTS, VIEWS, Config, main, normalised, slug
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -97,7 +97,7 @@ def test_a_row_is_marked_where_its_lines_differ_and_only_there(read):
 
 @pytest.mark.parametrize("view", ["01", "12", "02"])
 def test_what_is_marked_in_two_scripts_is_what_a_diff_of_the_two_finds(read, view):
-    """The three are aligned at once: that must not make a difference of lines which two of them share."""
+    """All are aligned at once: that must not make a difference of lines which two of them share."""
     one, other = (int(s) for s in view)
     marked = [row for row in read.rows if view in row[0]["group"]["views"].split()]
     texts = [(ROOT / SCRIPTS[s]).read_text(encoding="utf-8") for s in (one, other)]
@@ -158,8 +158,9 @@ def test_every_colour_of_text_has_contrast_on_every_background(html, scheme):
     light, dark = html.split("@media screen and (prefers-color-scheme: dark)")
     css = light if scheme == "light" else dark.split("\n}\n")[0]
     named = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", css.split("}")[0]))
-    concepts = re.findall(r"--wash: (#[0-9a-f]{6}); --edge: (#[0-9a-f]{6});", css)
-    assert len(concepts) >= len(CONCEPTS)
+    found = re.findall(r"\.([\w-]+) { --wash: (#[0-9a-f]{6}); --edge: (#[0-9a-f]{6}); }", css)
+    assert [concept for concept, *_ in found] == [slug(concept) for concept in CONCEPTS]
+    concepts = [colours for _, *colours in found]
     inks = [named[name] for name in ("ink", "quiet", "comment", "keyword", "string", "number", "name")]
     for background in (named["paper"], *(wash for wash, _ in concepts)):
         assert min(contrast(ink, background) for ink in inks) >= 4.5, background

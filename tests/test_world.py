@@ -5,6 +5,8 @@ import hashlib
 import itertools
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -39,6 +41,11 @@ def test_the_same_seed_gives_the_same_bytes_on_every_platform(tmp_path):
     for name, sha256 in SHA256.items():
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == sha256, name
         assert (tmp_path / name).read_bytes() == (BUILTIN / name).read_bytes()
+
+
+def test_the_world_is_made_without_torch():
+    code = "import sys, world.__main__; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=BUILTIN.parent.parent, check=True)
 
 
 def test_another_seed_gives_another_world():
