@@ -1,7 +1,7 @@
 """The ways of finetuning from one base, judged by the same yardsticks: one table, and each claim about them a number.
 
     python compare.py            the built-in world, from the base model that ships with it
-    python compare.py --quick    the same with fewer steps and questions, in under a minute
+    python compare.py --quick    the same with fewer steps and questions, in a minute or two
     python compare.py --base RUN --text FILE --domain FILE --instructions FILE --questions FILE      one's own
 
 Each method is a call of a script's main(config), on the same data in the same order, in a process of its own, so that
