@@ -26,7 +26,7 @@ from data.examples import Reading, from_instructions
 from evaluate import token_nll
 from run import resume
 from run.device import GradientScale
-from store import checked, checkpoint
+from store import checked, checkpoint, learned
 from tests import kill
 
 ROOT = Path(__file__).parent.parent
@@ -515,7 +515,7 @@ def test_a_second_signal_leaves_at_once(number, code, base, text, tmp_path):
     time.sleep(0.5)
     assert child.poll() is None, "the first is waited for"
     child.send_signal(number)
-    _, err = child.communicate(timeout=5)
+    _, err = child.communicate(timeout=30)  # of the minute that the step would take
     assert child.returncode == code and "Traceback" not in err
 
 
@@ -648,7 +648,7 @@ def test_an_adapter_on_the_wrong_base_or_rank_is_refused(train, base, tmp_path):
     _, other = train("pretrain")
     with pytest.raises(Mistake, match=r"was trained on .*, not on this base: their weights differ"):
         sample.main(sample.Config(from_=str(other), adapter=str(adapter), prompt="the", device="cpu"))
-    contents = checked.read(adapter / "learned.pt", checkpoint.LEARNED)
+    contents = checked.read(adapter / "learned.pt", learned.LEARNED)
     checked.write(adapter / "learned.pt", {**contents, "attached": [{**contents["attached"][0], "r": 4}]})
     with pytest.raises(Mistake, match=r"does not fit its base: .* is \(4, 16\) in the model, \(8, 16\) in what"):
         sample.main(sample.Config(from_=base, adapter=str(adapter), prompt="the", device="cpu"))

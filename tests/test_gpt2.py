@@ -464,7 +464,7 @@ def test_a_run_of_which_a_part_has_learned_is_exported_as_a_model_and_other_part
         if what == "head":
             new_head(model, 3)
         else:
-            torch.nn.init.normal_(model.ln_f.requires_grad_(True).weight)
+            torch.nn.init.normal_(model.ln_f.requires_grad_(True).weight, std=3.0)  # for logits of some size
         (tmp_path / what).mkdir()
         checkpoint.save(tmp_path / what, model, opened)
         if not sentence:
