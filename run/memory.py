@@ -13,31 +13,22 @@ from typing import Any, NamedTuple
 import torch
 
 from model.gpt import GPTConfig
-from run.device import choose_device, choose_precision, fused_attention_pays
+from run.device import choose_precision, fused_attention_pays
 
 QKV = {"q_proj", "k_proj", "v_proj"}
-LINEARS = dict.fromkeys((*sorted(QKV), "o_proj"), (1, 1)) | {
-    "up_proj": (1, 4),
-    "down_proj": (4, 1),
-}  # d_in, d_out in C
+LINEARS = dict.fromkeys((*QKV, "o_proj"), (1, 1)) | {"up_proj": (1, 4), "down_proj": (4, 1)}  # d_in, d_out in C
 IMPORTED = 235e6  # what Python and PyTorch hold once imported, where it is too late to measure
 BUFFERS = 110e6  # what they add at work, measured
 GAPS = 0.6  # of the activations: memory that malloc holds between tensors of many sizes, measured with glibc
 CONTEXT = 500e6  # what a GPU's driver takes: an estimate, not measured
 
 
-class Part(NamedTuple):
-    name: str
-    bytes: float
-    formula: str
-
-
 class Moment(NamedTuple):
     when: str
-    parts: list[Part]
+    parts: dict[str, tuple[float, str]]  # bytes, and their formula in words
 
     def total(self) -> float:
-        return sum(part.bytes for part in self.parts)
+        return sum(n for n, _ in self.parts.values())
 
 
 class Run:
@@ -46,22 +37,23 @@ class Run:
     def __init__(self, config: Any, shape: GPTConfig, imported: float = IMPORTED) -> None:
         """config: run.plan's Config; shape: the model's; imported: what Python and PyTorch hold before the run."""
         self.config, self.shape, self.imported = config, shape, imported
-        device = choose_device("auto") if config.device == "auto" else torch.device(config.device)
+        device = torch.device(config.device)
         self.device = device.type
-        if config.precision == "auto" and self.device == "cuda" and not torch.cuda.is_available():
-            self.precision = torch.bfloat16  # what GPUs have had since 2020
-        else:
-            self.precision = choose_precision(config.precision, device, shape.n_embd)[0]
+        is_unseen = config.precision == "auto" and self.device == "cuda" and not torch.cuda.is_available()
+        precision = "bf16" if is_unseen else config.precision  # GPUs have had it since 2020
+        self.precision = choose_precision(precision, device, shape.n_embd)[0]
         self.width = self.precision.itemsize  # of a number in matrix products: 4, or 2 in half precision
         self.mask = 1 if self.device == "cuda" else self.width  # of dropout: a bool, or a number like those it zeroes
         self.fused = fused_attention_pays(self.precision, device, config.block_size)
         self.full = config.method != "lora"  # every parameter learns
         self.targets = set(LINEARS) if self.full else {target.strip() for target in config.targets.split(",")}
-        C, V, L = shape.n_embd, shape.vocab_size, shape.n_layer
         self.positions = math.ceil(config.batch_size / config.ranks) * config.block_size  # B T, of one rank
         self.n_graded = max(1, round(config.graded * self.positions))  # N
-        self.base = V * C + shape.block_size * C + L * (12 * C * C + 13 * C) + 2 * C  # parameters
-        self.adapter = 0 if self.full else L * config.r * C * sum(sum(LINEARS[target]) for target in self.targets)
+        C = shape.n_embd
+        self.block = 12 * C * C + 13 * C  # parameters of one block, and of its A and B
+        self.block_adapter = 0 if self.full else config.r * C * sum(sum(LINEARS[name]) for name in self.targets)
+        self.base = (shape.vocab_size + shape.block_size + 2) * C + shape.n_layer * self.block
+        self.adapter = shape.n_layer * self.block_adapter
         self.learning = self.base if self.full else self.adapter
         self.parts = config.ranks if config.shard else 1  # in which weights, gradients and AdamW's numbers are held
 
@@ -78,50 +70,51 @@ class Run:
             kept += H * T * (self.width + (self.mask + self.width if dropout else 0))  # softmax; mask, what is left
             kept += C * self.width if "o_proj" in self.targets else 0
         kept += 2 * C * self.mask if dropout else 0
-        kept += self.saved_by_lora_dropout() if not self.full and self.config.lora_dropout else self.saved_by_linears()
-        kept += 0 if self.full else len(self.targets) * self.config.r * self.width  # z
+        kept += self.saved_by_linears() + (0 if self.full else len(self.targets) * self.config.r * self.width)  # z
         return self.positions * kept + (0 if self.fused else T * T) + self.weights_in_half()  # T T: the causal mask
 
     def saved_by_linears(self) -> int:
-        """The inputs of layers that learn, of a position; q, k and v share theirs, or make half-size copies."""
-        qkv = len(self.targets & QKV) if self.width == 2 else min(1, len(self.targets & QKV))
-        return self.shape.n_embd * self.width * (qkv + ("up_proj" in self.targets) + 4 * ("down_proj" in self.targets))
-
-    def saved_by_lora_dropout(self) -> int:
-        """Of each target the mask, in fp32 behind a LayerNorm, and what is left of its input, of a position."""
-        masks = {target: 4 if target in QKV | {"up_proj"} else self.width for target in self.targets}
-        masks = dict.fromkeys(masks, 1) if self.device == "cuda" else masks
-        return sum(LINEARS[target][0] * self.shape.n_embd * (masks[target] + self.width) for target in self.targets)
+        """Of a position, the inputs of layers that learn: q, k and v share theirs, or make half-size copies. Where LoRA
+        has dropout: of each its mask, in fp32 behind a LayerNorm, and what is left of its input."""
+        C, width, targets = self.shape.n_embd, self.width, self.targets
+        if self.config.lora_dropout and not self.full:
+            masks = {name: 4 if self.device != "cuda" and name in QKV | {"up_proj"} else self.mask for name in targets}
+            return sum(LINEARS[name][0] * C * (mask + width) for name, mask in masks.items())
+        qkv = len(targets & QKV) if width == 2 else min(1, len(targets & QKV))
+        return C * width * (qkv + ("up_proj" in targets) + 4 * ("down_proj" in targets))
 
     def weights_in_half(self) -> int:
         """Copies of a block's weights in half precision. FusedLoRA makes those of W0 anew instead of keeping them."""
         anew = set() if self.full or self.config.lora_dropout else self.targets
         wide = sum(d_in * d_out for name, (d_in, d_out) in LINEARS.items() if name not in anew)
-        return 0 if self.width == 4 else 2 * (wide * self.shape.n_embd**2 + self.adapter // self.shape.n_layer)
+        return 0 if self.width == 4 else 2 * (wide * self.shape.n_embd**2 + self.block_adapter)
 
     # ---- moments -----------------------------------------------------------------------------------------------------
 
     def moments(self) -> Iterator[Moment]:
         """All that can be the fullest."""
-        C, V, L = self.shape.n_embd, self.shape.vocab_size, self.shape.n_layer
-        x, block, again = 4 * self.positions * C, self.saved_by_block(), self.config.checkpoint_activations
-        blocks = L * (x if again else block)
-        blocks_are = f"{L} blocks × {size(x if again else block)}, " + (
-            "what enters each" if again else "what its gradients need"
+        C, V, L, again = (
+            self.shape.n_embd,
+            self.shape.vocab_size,
+            self.shape.n_layer,
+            self.config.checkpoint_activations,
         )
-        top = x + (self.n_graded * C * self.width if self.full else 0)  # inputs of ln_f and the head
+        x, block = 4 * self.positions * C, self.saved_by_block()
+        each, each_is = (x, "what enters each") if again else (block, "what its gradients need")
+        kept, kept_is = L * each, f"{L} blocks × {size(each)}, {each_is}"
+        top = kept + x + (self.n_graded * C * self.width if self.full else 0)  # inputs of ln_f and the head
         top += 2 * V * C if self.width == 2 else 0  # the head's weights
         cast = L * self.weights_in_half() if again and self.full else 0  # autocast keeps them until the blocks are done
         one = block + self.positions * C * (5 * self.width + 4)  # with gradients on their way through it
         one_is = "one block at work, with the gradients that pass through it"
-        last, last_is = blocks + one - (0 if again else block), f"{blocks_are}; {one_is}"
+        last = kept + one - (0 if again else block)
         before = self.config.micro_batches > 1  # gradients of earlier micro-batches are there
         head = 1 if self.full else 0  # one gradient of wte, before it is added up
         # gradients of all that learns · more of wte · activations and what they are · copies of the logits
-        yield self.moment("at the end of the forward pass", before, 0, blocks + cast + top, blocks_are, 1)
-        yield self.moment("when the loss turns into gradients", before, 0, blocks + top, blocks_are, 3)
-        yield self.moment("in the head's backward pass", before, head, blocks + top, blocks_are, 2)
-        yield self.moment("in the last block's backward pass", before, head, last, last_is, 1)
+        yield self.moment("at the end of the forward pass", before, 0, top + cast, kept_is, 1)
+        yield self.moment("when the loss turns into gradients", before, 0, top, kept_is, 3)
+        yield self.moment("in the head's backward pass", before, head, top, kept_is, 2)
+        yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", 1)
         yield self.moment("in the first block's backward pass", True, head * before, one, one_is, 1)
         yield self.moment("at the end of the backward pass", True, head * (2 + before), x, "what entered block 0", 1)
         yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 3)
@@ -129,29 +122,27 @@ class Run:
     def moment(self, when: str, gradients: bool, heads: int, activations: int, they_are: str, logits: int) -> Moment:
         V, C, n = self.shape.vocab_size, self.shape.n_embd, self.base + self.adapter
         share = f", in {self.parts} parts" if self.parts > 1 else ""
-        learn = [f"4 bytes for each that learns{share}"] * gradients
-        learn += [f"{heads} × 4 bytes × V × C: wte's, before they are added up"] * (heads > 0)
-        held = 4 * self.learning * gradients / self.parts + heads * 4 * V * C
-        logits_are = f"{logits} × 4 bytes × N × V: {self.n_graded:,} graded tokens × {V:,} in the vocabulary"
-        adamw_is = f"2 × 4 bytes for each of {self.learning:,} that learn{share}"
-        parts = [Part("parameters", 4 * n / self.parts, f"4 bytes for each of {n:,}{share}")]
+        gradients_are = [f"4 bytes for each that learns{share}"] * gradients
+        gradients_are += [f"{heads} × 4 bytes × V × C: wte's, before they are added up"] * (heads > 0)
+        parts = {"parameters": (4 * n / self.parts, f"4 bytes for each of {n:,}{share}")}
         if self.parts > 1:  # what a rank holds whole: the embeddings, the block at work and the one to come
-            two = min(2, self.shape.n_layer) * (12 * C * C + 13 * C + self.adapter // self.shape.n_layer)
-            whole = 4 * ((V + self.shape.block_size) * C + two)
-            parts.append(Part("collected", whole, "4 bytes for each of the embeddings and of two blocks, whole"))
-        parts.append(Part("gradients", held, " + ".join(learn) or "none then"))
-        parts.append(Part("AdamW", 8 * self.learning / self.parts, adamw_is))
-        parts += [
-            Part("activations", activations, they_are),
-            Part("logits", logits * 4 * self.n_graded * V, logits_are),
-        ]
+            whole = (V + self.shape.block_size) * C + min(2, self.shape.n_layer) * (self.block + self.block_adapter)
+            parts["collected"] = 4 * whole, "4 bytes for each of the embeddings and of two blocks, whole"
+        held = 4 * self.learning * gradients / self.parts + heads * 4 * V * C
+        adamw_is = f"2 × 4 bytes for each of {self.learning:,} that learn{share}"
+        logits_are = f"{logits} × 4 bytes × N × V: {self.n_graded:,} graded tokens × {V:,} in the vocabulary"
+        parts["gradients"] = held, " + ".join(gradients_are) or "none then"
+        parts["AdamW"] = 8 * self.learning / self.parts, adamw_is
+        parts["activations"] = activations, they_are
+        parts["logits"] = logits * 4 * self.n_graded * V, logits_are
         if self.device != "cpu":
-            return Moment(when, [*parts, Part("context", CONTEXT, "the driver's: an estimate, not measured here")])
+            parts["context"] = CONTEXT, "the driver's: an estimate, not measured here"
+            return Moment(when, parts)
         python_is = f"{size(self.imported)} when imported + {size(BUFFERS)} at work"
-        gaps = GAPS * self.shape.n_layer * self.saved_by_block()
         gaps_are = f"{GAPS} × what all blocks would keep: malloc's, between tensors freed"
-        python = Part("Python, PyTorch", self.imported + BUFFERS, python_is)
-        return Moment(when, [*parts, python, Part("gaps", gaps, gaps_are)])
+        parts["Python, PyTorch"] = self.imported + BUFFERS, python_is
+        parts["gaps"] = GAPS * self.shape.n_layer * self.saved_by_block(), gaps_are
+        return Moment(when, parts)
 
     def changed(self, **settings: Any) -> "Run":
         return Run(replace(self.config, **settings), self.shape, self.imported)

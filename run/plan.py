@@ -5,30 +5,21 @@ python -m run.plan --init-from gpt2 --method lora --memory 6GB
 
 import itertools
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cli import Mistake, command_line, flag
-from model.gpt import GPTConfig
 from model.lora import targets_of
 from run.device import NAMES, choose_device, peak_mb
 from run.memory import Run, size
 from store.checkpoint import config_of
 
-UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
-
 
 @dataclass(kw_only=True)
 class Config:
-    init_from: str = ""  # run or name of a model to start from; without it a new one, shaped by the next four fields
-    vocab_size: int = 257  # tokens it knows: 257 with bytes, 50257 with gpt2
-    n_layer: int = 4  # blocks
-    n_head: int = 4  # attention heads a block
-    n_embd: int = 128  # channels
+    init_from: str  # run or name of a model to start from: new_model.py writes a new one in a second
     method: str = "pretrain"  # pretrain, sft or lora
     memory: str = ""  # what there is, like 8GB (10^9 bytes each), 8GiB (2^30) or 4000MB; without it, this device's
     graded: float = 1.0  # share of the positions that are graded: 1 for a text, less for instructions
@@ -49,39 +40,33 @@ class Config:
 def main(config: Config) -> None:
     if config.method not in ("pretrain", "sft", "lora"):
         raise Mistake(f"--method must be pretrain, sft or lora, got {config.method!r}")
-    if config.method != "pretrain" and not config.init_from:
-        raise Mistake(f"--method {config.method} needs a model to start from: give --init-from")
     if config.device.split(":")[0] not in ("auto", "cuda", "mps", "cpu"):
         raise Mistake(f"--device must be auto, cuda, mps or cpu, got {config.device!r}")
     if config.shard and config.ranks == 1:
         raise Mistake("--shard splits a model over several processes: give their number, --ranks N")
     targets_of(config.targets)
-    limit = bytes_of(config.memory) if config.memory else memory_there(config.device)
+    if config.device == "auto":
+        config = replace(config, device=str(choose_device("auto")))
     measured = peak_mb(torch.device("cpu"))  # nothing but imports has taken memory yet
-    shape = shape_of(config)
+    shape = config_of(config.init_from)
     if config.block_size > shape.block_size:
         raise Mistake(f"--block-size {config.block_size} is beyond the {shape.block_size} tokens of {config.init_from}")
     run = Run(config, shape, measured * 1e6) if measured else Run(config, shape)
+    limit = bytes_of(config.memory) if config.memory else memory_there(torch.device(config.device))
     print(page(run) + (f"\n\n{verdict(run, limit)}" if limit else ""))
-
-
-def shape_of(config: Config) -> GPTConfig:
-    if config.init_from:
-        return config_of(config.init_from)
-    return GPTConfig(config.vocab_size, config.block_size, config.n_layer, config.n_head, config.n_embd)
 
 
 def page(run: Run) -> str:
     """The table: a row for each part of the peak, and its formula in words."""
     config, peak = run.config, run.peak()
-    rows = [*peak.parts, ("peak", peak.total(), peak.when)]
-    table = [f"{name:<17}{size(n):>9}   {formula}" for name, n, formula in rows]
+    rows = [*peak.parts.items(), ("peak", (peak.total(), peak.when))]
+    table = [f"{name:<17}{size(n):>9}   {formula}" for name, (n, formula) in rows]
     learns = f"{run.learning:,} of {run.base + run.adapter:,} parameters learn"
     where = f"{config.batch_size} rows of {config.block_size} tokens, on {run.device} in {NAMES[run.precision]}"
     where += f", in each of {config.ranks} processes" if config.ranks > 1 else ""
     if run.parts > 1:
         table.append("More than that with --shard: what collecting weights needs beside is not in it.")
-    return "\n".join([f"{config.init_from or 'a new model'}, {config.method}: {learns}, {where}", "", *table])
+    return "\n".join([f"{config.init_from}, {config.method}: {learns}, {where}", "", *table])
 
 
 def verdict(run: Run, limit: float) -> str:
@@ -94,15 +79,14 @@ def verdict(run: Run, limit: float) -> str:
 
 
 def bytes_of(memory: str) -> float:
-    number = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB|MiB|GiB)", memory.strip(), re.IGNORECASE)
+    number = re.fullmatch(r"(\d+(?:\.\d+)?) ?(M|G)(i?)B", memory.strip(), re.IGNORECASE)
     if not number or not float(number[1]):
-        raise Mistake(f"--memory must be a number of {', '.join(UNITS)}, like 8GB; got {memory!r}")
-    return float(number[1]) * UNITS[number[2].upper().replace("IB", "iB")]
+        raise Mistake(f"--memory must be a number of MB, GB, MiB or GiB, like 8GB; got {memory!r}")
+    return float(number[1]) * (1024 if number[3] else 1000) ** (2 if number[2] in "mM" else 3)
 
 
-def memory_there(name: str) -> float | None:
+def memory_there(device: torch.device) -> float | None:
     """What a run may take of a GPU's memory, or of the machine's; None if that is unknown."""
-    device = choose_device("auto") if name == "auto" else torch.device(name)
     if device.type == "cuda" and torch.cuda.is_available():
         return torch.cuda.mem_get_info(device)[0]  # others, a screen among them, hold the rest
     if device.type == "mps" and torch.backends.mps.is_available():
@@ -111,37 +95,28 @@ def memory_there(name: str) -> float | None:
     return int(there[1]) * 1024 if there else None
 
 
-# ---- what would fit --------------------------------------------------------------------------------------------------
-
-
 def ways_to_fit(run: Run, limit: float) -> list[tuple[str, float]]:
     """The changes that bring the peak to limit or below, as flags, and the peak of each, in bytes: single changes where
-    one is enough, else several together; shorter rows only where all of them are not."""
-    rows, T, micro = run.config.batch_size, run.config.block_size, run.config.micro_batches
-    fewer = [{"batch_size": n, "micro_batches": micro * rows // n} for n in range(rows // 2, 0, -1) if rows % n == 0]
-    again = [] if run.config.checkpoint_activations else [{"checkpoint_activations": True}]
-    shard = [{"shard": True}] if run.config.ranks > 1 and not run.config.shard else []
-    lora = [{"method": "lora"}] if run.full and run.config.init_from else []
-    changes: list[list[dict[str, Any]]] = [forms for forms in (fewer, again, shard, lora) if forms]  # mildest first
-    for n in range(1, len(changes) + 1):
-        tried = [mildest(run, limit, chosen) for chosen in itertools.combinations(changes, n)]
-        if any(tried):
-            return [way for way in tried if way]
-    shorter = [{"block_size": T // 2**n} for n in range(1, 6) if T >= 2**n]
-    way = mildest(run, limit, [*(forms[-1:] for forms in changes), shorter])
-    return [way] if way else []
-
-
-def mildest(run: Run, limit: float, changes: Iterable[list[dict[str, Any]]]) -> tuple[str, float] | None:
-    """The first that fits of all combinations of the changes' forms, as flags of a training script."""
-    for forms in itertools.product(*changes):
-        new = {name: value for form in forms for name, value in form.items()}
-        if (peak := run.changed(**new).peak().total()) <= limit:
-            script = ["train_lora.py"] if new.pop("method", "") else []
-            new = {name: value for name, value in new.items() if value != vars(run.config)[name]}
+    one is enough, else the fewest together; shorter rows only where all others together are not."""
+    config, rows, T = run.config, run.config.batch_size, run.config.block_size
+    forms = {  # of each setting, the mildest first
+        "method": [config.method, "lora"],
+        "block_size": [T // 2**n for n in range(6) if T >= 2**n],
+        "shard": [config.shard, config.ranks > 1],
+        "checkpoint_activations": [config.checkpoint_activations, True],
+        "batch_size": [n for n in range(rows, 0, -1) if rows % n == 0],
+    }
+    ways: dict[tuple[int, tuple[str, ...]], tuple[str, float]] = {}
+    for values in itertools.product(*forms.values()):
+        new = {name: value for name, value in zip(forms, values, strict=True) if value != vars(config)[name]}
+        cost = 10 - len(new) if "block_size" in new else len(new)
+        if "batch_size" in new:
+            new["micro_batches"] = config.micro_batches * rows // new["batch_size"]
+        if (cost, tuple(new)) not in ways and (peak := run.changed(**new).peak().total()) <= limit:
             flags = [flag(name) if value is True else f"{flag(name)} {value}" for name, value in new.items()]
-            return " ".join(script + flags), peak
-    return None
+            ways[cost, tuple(new)] = " ".join(flags).replace("--method lora", "train_lora.py"), peak
+    fewest = min((cost for cost, _ in ways), default=0)
+    return [way for (cost, _), way in ways.items() if cost == fewest]
 
 
 if __name__ == "__main__":
