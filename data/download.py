@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from cli import Mistake
 from data.files import bytes_bar, cached, lock, made_by_rank_0, sha256_of
@@ -53,25 +54,42 @@ def fetch(public: Public, name: str) -> Path:
     # $HF_ENDPOINT is Hugging Face's own name for a mirror of it
     url = public.url.replace(HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
     path = cached("downloads", name, public.url.rsplit("/", 1)[1])
-    if path.exists() or made_by_rank_0(path):
-        if wrong := _what_is_wrong(path, public):
-            raise Mistake(f"{path} is not the file of {url}: {wrong}; delete it, or put the right one there")
+    if not (path.exists() or made_by_rank_0(path)) and _bring(url, public, name, path):
         return path
+    if wrong := _what_is_wrong(path, public):
+        raise Mistake(f"{path} is not the file of {url}: {wrong}; delete it, or put the right one there")
+    return path
+
+
+def _bring(url: str, public: Public, name: str, path: Path) -> bool:
+    """Downloads the file; False if another process did so meanwhile."""
     size = f"{public.size:,} bytes" if public.size else "size not known"
     pinned = "not pinned to a revision and " if "/main/" in url and not public.sha256 else ""
     check = f"sha256 {public.sha256}" if public.sha256 else f"{pinned}no sha256 is known: it cannot be checked"
     print(f"downloading {name} from {url} (licence: {public.licence}; {size}; {check})", flush=True)
     try:
-        with lock(path.parent):  # of two that download it at once, one is refused
-            try:
-                _download(url, public, path)
-            finally:
-                Path(path.parent, ".lock").unlink(missing_ok=True)
+        with _own(path.parent):
+            if path.exists():
+                return False
+            _download(url, public, path)
     except _Failed as error:
         raise Mistake(f"{url} could not be downloaded: {error}; download it elsewhere and put it at {path}") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
-    return path
+    return True
+
+
+def _own(folder: Path) -> IO[bytes]:
+    """The folder's lock: of two processes that download the same at once, one waits for the other."""
+    is_told = False
+    while True:
+        try:
+            return lock(folder)
+        except Mistake:
+            if not is_told:
+                print(f"waiting for another process that is downloading to {folder}", flush=True)
+            is_told = True
+            time.sleep(1)
 
 
 class _Failed(Exception):

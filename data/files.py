@@ -1,6 +1,7 @@
 """Files that cannot be lost or mistaken: replaced whole, known by their hash, and a folder that one run alone holds."""
 
 import errno
+import functools
 import hashlib
 import os
 import secrets
@@ -78,9 +79,9 @@ def lock(folder: Path) -> IO[bytes]:
             import msvcrt
 
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    except OSError as error:
-        file.close()
+    except OSError as error:  # a disk without locks has none to offer: the file stays open all the same
         if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
             raise Mistake(f"another run is writing to {folder} right now: give another --out, or wait") from None
     return file
 
@@ -93,16 +94,25 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("FINETUNING_CACHE") or "~/.cache/finetuning").expanduser()
     except RuntimeError:  # there is no home
-        return Path(tempfile.gettempdir(), "finetuning-cache")
+        return temporary_cache("a home")
 
 
 def cached(*parts: str) -> Path:
     """A file of the cache, where it is or where it can be made: if the cache cannot be written, in a temporary one."""
     path = cache_folder().joinpath(*parts)
-    there = next(folder for folder in path.parents if folder.exists())
-    if path.exists() or (there.is_dir() and os.access(there, os.W_OK)):
+    # os.path: a folder that one may not even look into is no error there
+    there = next(folder for folder in path.parents if os.path.exists(folder))
+    if os.path.exists(path) or (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)):
         return path
-    return Path(tempfile.gettempdir(), "finetuning-cache", *parts)
+    return temporary_cache(f"a cache that can be written, as {cache_folder()} cannot").joinpath(*parts)
+
+
+@functools.cache  # it is said once
+def temporary_cache(lacking: str) -> Path:
+    """The same for all processes of a user, and no other user's."""
+    folder = Path(tempfile.gettempdir(), f"finetuning-cache-{getattr(os, 'getuid', int)()}")
+    print(f"for lack of {lacking}, {folder} is the cache")
+    return folder
 
 
 def made_by_rank_0(path: Path) -> bool:

@@ -63,7 +63,7 @@ def read_instructions(path: str | Path, columns: str = "", skip_bad: bool = Fals
     conversation's (messages: a list of role and content). Raises Mistake naming the file and the line or record; with
     skip_bad, bad records are left out, counted and printed."""
     file, columns = find(path, "instructions", columns)
-    ours = ("instruction", "input", "output", "messages", "conversations")
+    ours = ("instruction", "input", "output", *CONVERSATION)
     skipped = Skipped() if skip_bad else None
     records = list(read_records(file, columns, ours, _instruction, skipped))
     if skipped and (sentence := skipped.sentence(path)):
@@ -74,13 +74,14 @@ def read_instructions(path: str | Path, columns: str = "", skip_bad: bool = Fals
 def _instruction(where: Where, record: Any) -> Instruction:
     if not isinstance(record, dict):
         raise BadRecord(f"{where} must be an object with instruction and output, not {type(record).__name__}")
-    optional = ("input", "task", "split", "chance", "messages", "conversations")
-    record = {key: value for key, value in record.items() if value is not None or key not in optional}  # null is absent
-    if "messages" in record or "conversations" in record:
+    required = ("instruction", "output")
+    # null is absent, and so is an empty cell
+    record = {key: value for key, value in record.items() if value not in (None, "") or key in required}
+    if any(key in record for key in CONVERSATION):
         return _conversation(where, record)
-    values: dict[str, Any] = {key: _text_of(where, record, key) for key in ("instruction", "output")}
-    values["input"] = _text_of(where, record, "input") if "input" in record else ""
-    values |= {key: _text_of(where, record, key) for key in ("task", "split") if key in record}
+    _refuse_missing(where, record, required)
+    there = [key for key in ("instruction", "input", "output", "task", "split") if key in record]
+    values: dict[str, Any] = {"input": ""} | {key: _text_of(where, record, key) for key in there}
     chance = record.get("chance", 0.0)
     if isinstance(chance, str) and re.fullmatch(r"\d*\.?\d+", chance):
         chance = float(chance)  # a table has texts only
@@ -89,18 +90,20 @@ def _instruction(where: Where, record: Any) -> Instruction:
     return Instruction(**values, chance=chance)
 
 
+CONVERSATION = ("messages", "conversations")  # either holds one
 SHAREGPT = {"human": "user", "gpt": "assistant"}
 
 
 def _conversation(where: Where, record: dict[str, Any]) -> Instruction:
     """The last turn as an instruction and its response, and the turns before it. ShareGPT's conversations, with from
     and value, are messages with role and content."""
-    name, role, content = ("messages", "role", "content")
-    if "messages" not in record:
-        name, role, content = ("conversations", "from", "value")
+    name = "messages" if "messages" in record else "conversations"
+    said = record[name]
+    is_sharegpt = isinstance(said, list) and said and isinstance(said[0], dict) and "from" in said[0]
+    role, content = ("from", "value") if is_sharegpt else ("role", "content")
     try:
-        roles = [SHAREGPT.get(message[role], message[role]) for message in record[name]]
-        texts = [message[content] for message in record[name]]
+        roles = [SHAREGPT.get(message[role], message[role]) for message in said]
+        texts = [message[content] for message in said]
         if not all(isinstance(text, str) for text in roles + texts):
             raise TypeError
     except (TypeError, KeyError):
@@ -124,15 +127,24 @@ def document(where: Where, record: Any) -> str:
     """The text of a record that has one."""
     if not isinstance(record, dict):
         raise BadRecord(f"{where} must be an object with text, not {type(record).__name__}")
+    if "text" not in record and any(key in record for key in CONVERSATION):
+        raise BadRecord(f"{where} is a conversation: train_sft.py and train_lora.py read it with --instructions")
+    _refuse_missing(where, record, ("text",))
     return _text_of(where, record, "text")
 
 
-def _text_of(where: Where, record: dict[str, Any], key: str) -> str:
-    if key not in record:
+def _refuse_missing(where: Where, record: dict[str, Any], required: Sequence[str]) -> None:
+    """With a hint that works: to name other columns, if there are others that hold a text."""
+    missing = [key for key in required if key not in record]
+    others = [key for key, value in record.items() if key not in required and isinstance(value, str)]
+    hint = f"; --columns {','.join(f'{key}=NAME' for key in missing)} can say which is meant" if others else ""
+    if missing:
         raise BadRecord(
-            f'{where}: "{key}" is missing, expected a text; there are {listed(record)}, '
-            f"and --columns {key}=NAME can say which is meant"
+            f'{where}: "{missing[0]}" is missing, expected a text; there are {listed(map(repr, record))}{hint}'
         )
+
+
+def _text_of(where: Where, record: dict[str, Any], key: str) -> str:
     value = record[key]
     if not isinstance(value, str):
         raise BadRecord(f'{where}: "{key}" is {_shown(value)}, expected a text')
@@ -170,7 +182,7 @@ def read_records(
     """
     wanted = column_map(columns, ours)
     if kind_of(path) not in READERS:
-        raise Mistake(f"{path} must be named .json, .jsonl, .csv or .tsv, or one of these and .gz")
+        raise Mistake(f"{path} must be a .json, .jsonl, .csv or .tsv, or one of these and .gz, and be named so")
     for where, record in READERS[kind_of(path)](path, wanted):
         try:
             if isinstance(record, BadRecord):
@@ -202,7 +214,7 @@ def column_map(columns: str, ours: Sequence[str]) -> dict[str, str]:
     """{ours: theirs}, from "ours=theirs,ours=theirs"; a comma that no name and "=" follow is part of a name or text."""
     wanted = {}
     for pair in re.split(r",(?=\s*\w+=)", columns) if columns else []:
-        key, _, theirs = pair.strip().partition("=")
+        key, theirs = (part.strip() for part in pair.partition("=")[::2])
         if key not in ours or not theirs:
             raise Mistake(f"--columns has {pair!r}: it must be OURS=THEIRS, with {', '.join(ours)} for OURS")
         wanted[key] = theirs
@@ -210,13 +222,16 @@ def column_map(columns: str, ours: Sequence[str]) -> dict[str, str]:
 
 
 def _renamed(where: Where, record: Any, wanted: dict[str, str]) -> Any:
-    """Columns that are not wanted under another name keep their own."""
-    if not wanted or not isinstance(record, dict):
+    """Columns that are not wanted under another name keep their own, without spaces around it."""
+    if not isinstance(record, dict):
         return record
+    record = {name if name.strip() in record else name.strip(): value for name, value in record.items()}
     renamed = {name: value for name, value in record.items() if name not in wanted.values()}
     for ours, theirs in wanted.items():
         if not theirs.startswith("=") and theirs not in record:
-            raise BadRecord(f"{where} has no column {theirs!r} to take as {ours}; there are {listed(record)}")
+            raise BadRecord(
+                f"{where} has no column {theirs!r} to take as {ours}; there are {listed(map(repr, record))}"
+            )
         renamed[ours] = theirs[1:] if theirs.startswith("=") else record[theirs]
     return renamed
 
@@ -242,13 +257,18 @@ def _from_json(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
-        lines = [line for line in text.splitlines() if line.strip()]
-        if len(lines) < 2 or not all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
+        line = text.strip().partition("\n")[0].rstrip()
+        if line == text.strip() or line[:1] != "{" or line[-1:] != "}":
             raise Mistake(f"{path} is not JSON: {error}") from None
         yield from _from_jsonl(path, wanted)  # a record a line, whatever it is named
         return
+    if isinstance(records, dict):
+        lists = [name for name, value in records.items() if isinstance(value, list) and name not in CONVERSATION]
+        if lists:
+            raise Mistake(f"{path} is an object: put the list that is its {lists[0]!r} into a file of its own")
+        records = [records]  # a file of one record
     if not isinstance(records, list):
-        raise Mistake(f"{path} must hold a JSON list of records: put what is in it between [ and ]")
+        raise Mistake(f"{path} must hold a JSON list of records, not {_shown(records)}")
     for number, record in enumerate(records, 1):
         yield f"{path}: record {number}", record
 
@@ -258,14 +278,31 @@ def _from_csv(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]
 
 
 def _from_tsv(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]]:
-    """Here a quote is a character like any other, but in a file as Excel writes it: there a field with a quote in it is
-    in quotes, and each quote inside is doubled."""
+    """Here a quote is a character like any other, but in a file as Excel writes it."""
+    quoting = csv.QUOTE_MINIMAL if _is_as_excel(path) else csv.QUOTE_NONE
+    return _from_table(path, wanted, delimiter="\t", quoting=quoting)
+
+
+FIELD = r'(?:"[^"]*(?:""[^"]*)*"|[^"\t]*)'  # in quotes, each quote inside doubled; or without any
+ROW = re.compile(rf"(?:{FIELD}\t)*{FIELD}")
+
+
+def _is_as_excel(path: Path) -> bool:
+    """Whether there are quotes, and all of them stand around a whole field or are doubled inside it; and says so."""
+    row: list[str] = []  # the lines of one: inside quotes it goes on
+    n_quotes = 0
     with opened(path, newline="") as file:
-        quoted = [f for line in file for f in line.rstrip("\r\n").split("\t") if '"' in f]
-    as_excel = any('""' in f[1:-1] for f in quoted) and all(
-        len(f) > 1 and f[0] == f[-1] == '"' and '"' not in f[1:-1].replace('""', "") for f in quoted
-    )
-    return _from_table(path, wanted, delimiter="\t", quoting=csv.QUOTE_MINIMAL if as_excel else csv.QUOTE_NONE)
+        for line in file:
+            if row or '"' in line:
+                row.append(line)
+                n_quotes += line.count('"')
+                if n_quotes % 2 == 0:
+                    if not ROW.fullmatch("".join(row).rstrip("\r\n")):
+                        return False
+                    row = []
+    if n_quotes and not row:
+        print(f"{path}: quotes around a field are taken off, as Excel writes them")
+    return n_quotes > 0 and not row
 
 
 def _from_table(path: Path, wanted: dict[str, str], delimiter: str, quoting: Any) -> Iterator[tuple[Where, Any]]:
@@ -286,7 +323,12 @@ def _from_table(path: Path, wanted: dict[str, str], delimiter: str, quoting: Any
                 if row and not names:
                     names = [str(n) for n in range(1, len(row) + 1)] if numbered else [name.strip() for name in row]
                     if len(set(names)) < len(names):
-                        raise Mistake(f"{where} names a column twice: {', '.join(names)}")
+                        raise Mistake(f"{where} names a column twice: {listed(map(repr, names))}")
+                    if not numbered and len(row) == 1 and re.search("[,;\t]", row[0]):
+                        between = "commas" if delimiter == "," else "tabs"
+                        raise Mistake(
+                            f"{where} has one column, {row[0][:40]!r}: there must be {between} between columns"
+                        )
                     if not numbered:
                         continue
                 if row and len(row) != len(names):

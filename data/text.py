@@ -30,11 +30,10 @@ def read_text(path: str | Path) -> Iterator[str]:
             yield piece + file.readline(2**20)
 
 
-def pieces_of(source: str | Path, columns: str = "", skipped: Skipped | None = None) -> Iterator[Piece]:
-    """All documents of the text, one after another, in pieces of at most about a million characters; with `skipped`,
+def pieces_of(files: Iterable[Path], columns: str = "", skipped: Skipped | None = None) -> Iterator[Piece]:
+    """All documents of the files, one after another, in pieces of at most about a million characters; with `skipped`,
     bad records are left out and added there."""
-    path, columns = find(source, "text", columns)
-    for file in files_of(path):
+    for file in files:
         if kind_of(file) in READERS:
             for text in read_records(file, columns, ("text",), document, skipped):
                 yield text, True
@@ -47,29 +46,24 @@ def pieces_of(source: str | Path, columns: str = "", skipped: Skipped | None = N
             yield "", True
 
 
-def files_of(path: Path, tell: bool = False) -> list[Path]:
-    """The file itself; of a folder, all .txt and .txt.gz in it and in its folders, sorted by path, but hidden ones.
-
-    tell: print what is chosen from a folder, and what is read as plain text though its name says otherwise.
-    """
+def files_of(source: str | Path, columns: str = "") -> tuple[list[Path], str]:
+    """The file of a text; or of a folder all .txt and .txt.gz in it and in its folders, sorted by path, but hidden
+    ones. And their columns. Prints what is chosen from a folder, and what is read as plain text despite its name."""
+    path, columns = find(source, "text", columns)
     if path.is_dir():
-        inside = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
-        read = {
-            name: file
-            for name, file in inside.items()
-            if file.name.lower().endswith((".txt", ".txt.gz")) and not any(part.startswith(".") for part in name.parts)
-        }
+        inside = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        read = [n for n in inside if n.lower().endswith((".txt", ".txt.gz")) and "/." not in f"/{n}"]
         if not read:
             raise Mistake(f"{path} is a folder without a .txt or .txt.gz file")
-        left_out = listed(sorted(name.as_posix() for name in inside.keys() - read.keys()), 3)
-        if tell:
-            print(f"{path}: {len(read):,} files are read; left out: {left_out}")
-        return sorted(read.values(), key=lambda file: file.relative_to(path).as_posix())
+        left_out = sorted(set(inside) - set(read))
+        examples = f"; left out: {listed(left_out, 3)}" if left_out else ""
+        print(f"{path}: {len(read):,} of {len(inside):,} files are read{examples}")
+        return [path / name for name in read], columns
     if not path.is_file():
         raise Mistake(f"{path} is not a file")  # nor is a pipe, which cannot be read twice
-    if tell and kind_of(path) not in (*READERS, "", ".txt"):
+    if kind_of(path) not in (*READERS, "", ".txt"):
         print(f"{path}: read as plain text")
-    return [path]
+    return [path], columns
 
 
 def token_file(
@@ -80,10 +74,9 @@ def token_file(
     Files there are named by a hash of the text, the tokenizer and the columns. With skip_bad, bad records are left out,
     counted and printed, each time: what is said of them is kept beside the ids.
     """
-    path, columns = find(source, "text", columns)
-    files = files_of(path, tell=True)
+    files, columns = files_of(source, columns)
     contents = [(kind_of(file) if kind_of(file) in READERS else "text", sha256_of(file)) for file in files]
-    skipping = [str(path)] if skip_bad else []  # which what is said of bad records names
+    skipping = [str(source), *map(str, files)] if skip_bad else []  # which what is said of bad records names
     key = hashlib.sha256(repr((tokenizer.name, columns, contents, *skipping)).encode()).hexdigest()[:32]
     dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32)
     tokens = cached(f"{key}.{dtype.name}")
@@ -92,8 +85,8 @@ def token_file(
         skipped = Skipped() if skip_bad else None
         is_plain = all(not is_gz(file) and kind_of(file) not in READERS for file in files)
         total = sum(file.stat().st_size for file in files) if is_plain else None  # bytes of text, where known
-        with replacing(tokens) as out, bytes_bar(f"tokenising {path.name}", total) as bar:
-            pieces = pieces_of(path, columns, skipped)
+        with replacing(tokens) as out, bytes_bar(f"tokenising {Path(source).name}", total) as bar:
+            pieces = pieces_of(files, columns, skipped)
             for ids, n_bytes in encode(pieces, tokenizer, threads=min(8, os.cpu_count() or 1)):
                 ids.astype(dtype).tofile(out)
                 bar.update(n_bytes)

@@ -22,7 +22,8 @@ from typing import Any
 import tiktoken
 
 from cli import Mistake, command_line
-from data.text import pieces_of
+from data.files import write_whole
+from data.text import files_of, pieces_of
 
 # Words and numbers with the space before them, punctuation, white space: every character matches one of these.
 # None is longer than 32, so that a text without spaces is no single word.
@@ -39,7 +40,7 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
         except OSError as error:  # no network: requests' exceptions are OSErrors
             raise Mistake(
                 "the gpt2 tokenizer is not on this machine and could not be downloaded: go online once, or set "
-                "TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer bytes"
+                "TIKTOKEN_CACHE_DIR to a folder that has it, or begin with new_model.py --tokenizer bytes"
             ) from error
     try:
         content = Path(name).read_bytes()
@@ -82,9 +83,7 @@ def fitted(tokenizer: tiktoken.Encoding, vocab_size: int, model: str) -> tiktoke
 
 def save_tokenizer(ranks: dict[bytes, int], path: str | Path) -> None:
     """Writes tiktoken's file format: a line a token, its bytes in base64 and its rank."""
-    lines = (base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(b"".join(lines))
+    write_whole(Path(path), b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
 
 
 def ranks_of(tokenizer: tiktoken.Encoding) -> dict[bytes, int]:
@@ -216,7 +215,7 @@ class Config:
 def main(config: Config) -> None:
     if Path(config.out).exists():
         raise Mistake(f"{config.out} exists already: give another --out, or delete it")
-    ranks = train_bpe((piece for piece, _ in pieces_of(config.text)), config.vocab_size)
+    ranks = train_bpe((piece for piece, _ in pieces_of(*files_of(config.text))), config.vocab_size)
     save_tokenizer(ranks, config.out)
     print(f"{config.out}: {len(ranks):,} tokens, the last one {list(ranks)[-1]!r}")
 

@@ -5,10 +5,13 @@ import hashlib
 import io
 import os
 import re
+import subprocess
+import sys
 import threading
 import zipfile
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,7 @@ from data.files import made_by_rank_0, sha256_of
 from data.public import CORPORA, WEIGHTS, Public
 from data.records import read_instructions
 
+ROOT = Path(__file__).parent.parent
 CONTENT = bytes(range(256)) * 3000
 PAGE = b"<!DOCTYPE html><html>Please sign in</html>"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 768000\n"
@@ -31,10 +35,12 @@ class Server:
     failures: list = field(default_factory=list)  # of the next answers: a status, or after how many bytes to hang up
     knows_ranges: bool = True
     gives_length: bool = True
+    seconds: float = 0.0  # before an answer
     asked: list = field(default_factory=list)  # the Range of each request
 
     def answer(self, handler):
         self.asked.append(handler.headers.get("Range"))
+        threading.Event().wait(self.seconds)
         failure = self.failures.pop(0) if self.failures else None
         asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", "")) if self.knows_ranges else None
         start = int(asked[1]) if asked else 0
@@ -101,6 +107,10 @@ def put(path, content):
     return path
 
 
+def beside(path):
+    return [one.name for one in path.parent.iterdir() if one.name != ".lock"]
+
+
 def refused(public, what):
     with pytest.raises(Mistake, match=re.escape(what)) as error:
         fetch(public, "thing")
@@ -113,13 +123,35 @@ def test_a_file_is_announced_downloaded_once_and_then_read_from_the_cache(server
     said = capsys.readouterr().out
     assert said == f"downloading thing from {server.url} (licence: MIT; 768,000 bytes; sha256 {public.sha256})\n"
     assert fetch(public, "thing") == path and len(server.asked) == 1 and capsys.readouterr().out == ""
-    assert [one.name for one in path.parent.iterdir()] == ["the-file.bin"], "no other file is left beside it"
+    assert beside(path) == ["the-file.bin"], "no other file is left beside it"
 
 
 def test_a_broken_download_goes_on_where_it_ended(server, public, path, slept):
     server.failures = [300_000, 100_000]
     assert fetch(public, "thing").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=300000-", "bytes=400000-"] and slept == [1, 2]
+
+
+def test_of_two_processes_one_downloads_and_the_other_waits(server, public, path):
+    server.seconds = 1.0
+    code = f"from data.download import fetch; from data.public import Public; print(fetch({public}, 'thing'))"
+    program = [sys.executable, "-c", code]
+    both = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    said = [one.communicate()[0].splitlines() for one in both]
+    assert [lines[-1] for lines in said] == [str(path)] * 2 and path.read_bytes() == CONTENT
+    assert server.asked == [None] and beside(path) == ["the-file.bin"]
+    waited = f"waiting for another process that is downloading to {path.parent}"
+    assert sorted(waited in lines for lines in said) == [False, True]
+
+
+def test_a_disk_without_locks_stops_no_download(server, public, path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    assert fetch(public, "thing") == path and path.read_bytes() == CONTENT
 
 
 def test_a_download_goes_on_after_the_process_was_killed(server, public, path):
@@ -178,7 +210,7 @@ def test_another_file_is_downloaded_once_more_and_then_refused(server, public, p
     server.content = content
     said = refused(replace(public, size=None), f"{len(content):,} bytes that begin with {content[:24]!r}")
     assert public.sha256 in said and hashlib.sha256(content).hexdigest() in said and len(server.asked) == 2
-    assert list(path.parent.iterdir()) == [], "neither the file nor a part of it is kept"
+    assert beside(path) == [], "neither the file nor a part of it is kept"
 
 
 @pytest.mark.parametrize("content", [PAGE, POINTER], ids=["page", "pointer"])
@@ -257,7 +289,7 @@ def test_a_table_in_an_archive_is_read_in_memory_and_nothing_is_extracted(server
     ham, spam = read_instructions("sms-spam")
     assert ham[:3] == ("Is this message spam or ham?", 'Ok "lar', "ham") and spam.input == "WIN"
     written = {file.name for file in cache.parent.rglob("*") if file.is_file()}
-    assert written == {"sms+spam+collection.zip"}
+    assert written == {"sms+spam+collection.zip", ".lock"}
 
 
 def test_a_hash_is_remembered_until_the_file_changes(tmp_path, cache):

@@ -87,7 +87,7 @@ def csv_of(records):
 def test_examples_in_which_nothing_would_be_graded_are_skipped_and_counted_and_the_run_goes_on(
     train, tmp_path, capsys, method, pack
 ):
-    """Row 15: a prompt that fills the block, also where rows are packed."""
+    """A prompt that fills the block, also where rows are packed."""
     too_long = json.dumps({"instruction": "x" * 300, "output": "never graded"})
     good, more = (
         put(tmp_path / "good.jsonl", "\n".join(GOOD)),
@@ -103,7 +103,6 @@ def test_examples_in_which_nothing_would_be_graded_are_skipped_and_counted_and_t
 
 
 def test_data_in_which_nothing_at_all_would_be_graded_is_refused(refuses, tmp_path):
-    """Row 15."""
     file = put(tmp_path / "long.jsonl", "\n".join(json.dumps({"instruction": "x" * 300, "output": "y"}) for _ in "abc"))
     for script, pack in [("sft", []), ("sft", ["--pack"]), ("lora", ["--pack"]), ("evaluate", ["--held-out", 1])]:
         init = ("--from", checkpoint_of(tmp_path, 257)) if script == "evaluate" else ()
@@ -128,7 +127,7 @@ def checkpoint_of(folder, vocab_size, tokenizer=BYTES):
 def test_a_token_id_that_the_model_lacks_is_found_before_it_reaches_the_device(
     refuses, tmp_path, text, instructions, script
 ):
-    """Row 16: a model of 256 tokens, whose tokenizer ends rows with token 256."""
+    """A model of 256 tokens, whose tokenizer ends rows with token 256."""
     folder = checkpoint_of(tmp_path, 256)
     flags = {
         "sample": ["--from", folder, "--prompt", "sea"],
@@ -142,7 +141,6 @@ def test_a_token_id_that_the_model_lacks_is_found_before_it_reaches_the_device(
 
 
 def test_another_tokenizer_beside_the_model_is_refused(refuses, tmp_path, text):
-    """Row 17."""
     for name, words in {"one": "the ship and the sea " * 9, "other": "a calm and an old sea " * 9}.items():
         save_tokenizer(train_bpe([words], 270), tmp_path / name)
     one = load_tokenizer(str(tmp_path / "one"))
@@ -155,7 +153,7 @@ def test_another_tokenizer_beside_the_model_is_refused(refuses, tmp_path, text):
 
 
 def test_a_model_padded_to_a_multiple_of_64_trains_and_whatever_it_says_is_decoded(instructions, tmp_path, capsys):
-    """Row 17: more ids than the tokenizer has do no harm, even if the model says nothing else."""
+    """More ids than the tokenizer has do no harm, even if the model says nothing else."""
     folder = checkpoint_of(tmp_path, 320)
     contents = torch.load(folder / "model.pt", weights_only=True)
     contents["weights"]["wte.weight"][257:] *= 1000
@@ -175,7 +173,6 @@ def test_a_model_padded_to_a_multiple_of_64_trains_and_whatever_it_says_is_decod
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.txt"])
 def test_a_byte_order_mark_changes_no_weight(train, tmp_path, name):
-    """Row 19."""
     content = {"x.json": f"[{','.join(GOOD)}]", "x.jsonl": "\n".join(GOOD), "x.csv": csv_of(RECORDS)}.get(
         name, "sea öl " * 99
     )
@@ -189,7 +186,7 @@ def test_a_byte_order_mark_changes_no_weight(train, tmp_path, name):
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.tsv", "x.jsonl.gz"])
 @pytest.mark.parametrize("skip", [[], ["--skip-bad-records"]])
 def test_bytes_that_are_no_utf8_are_named_by_file_and_offset(refuses, tmp_path, name, skip):
-    """Row 20: Latin-1 after 4,000 bytes, and UTF-16; a file in another encoding is no bad record."""
+    """Latin-1 after 4,000 bytes, and UTF-16; a file in another encoding is no bad record."""
     content = {"latin-1": b" " * 4000 + b'{"instruction": "\xf6l"}', "utf-16": "\n".join(GOOD).encode("utf-16")}
     for encoding, offset in {"latin-1": 4017, "utf-16": 0}.items():
         packed = gzip.compress(content[encoding]) if name.endswith(".gz") else content[encoding]
@@ -198,7 +195,7 @@ def test_bytes_that_are_no_utf8_are_named_by_file_and_offset(refuses, tmp_path, 
 
 
 def test_bytes_of_a_text_that_are_no_utf8_are_named_by_file_and_offset(refuses, tmp_path):
-    """Row 20, cut in the middle of a character too."""
+    """In the middle of a character too."""
     put(tmp_path / "folder" / "a.txt", "öl")
     put(tmp_path / "folder" / "b.txt", b"sea \xc3")
     assert "b.txt is not UTF-8 text: unexpected end of data at byte 4" in refuses(
@@ -207,7 +204,7 @@ def test_bytes_of_a_text_that_are_no_utf8_are_named_by_file_and_offset(refuses, 
 
 
 def test_a_line_separator_inside_a_string_does_not_end_its_record(train, tmp_path, capsys):
-    """Row 22: nor do the other characters at which str.splitlines() would."""
+    """Nor do the other characters at which str.splitlines() would."""
     odd = json.dumps({"instruction": "a\u2028b\u2029c\x85d", "output": "e\u2028f"}, ensure_ascii=False)
     file = put(tmp_path / "x.jsonl", "\n".join([odd] * 4))
     train("sft", instructions=str(file), grade_prompt=True)
@@ -215,7 +212,6 @@ def test_a_line_separator_inside_a_string_does_not_end_its_record(train, tmp_pat
 
 
 def test_the_c_locale_changes_nothing(train, tmp_path, base):
-    """Row 23."""
     file = put(tmp_path / "öl.jsonl", "\n".join([*GOOD, "7"]))
     text = put(tmp_path / "öl.txt", "Öl ☂ the sea\n" * 99)
     for script, data in {"sft": ("--instructions", file), "pretrain": ("--text", text)}.items():
@@ -246,7 +242,7 @@ BAD = {
     "[" * 100_000: "is not JSON: ",
     "7": "must be an object with instruction and output, not int",
     '["instruction", "output"]': "must be an object with instruction and output, not list",
-    '{"instruction": "a"}': '"output" is missing, expected a text; there are instruction, and --columns output=NAME',
+    '{"instruction": "a"}': "\"output\" is missing, expected a text; there are 'instruction'",
     '{"instruction": "a", "output": 7}': '"output" is 7, expected a text',
     '{"instruction": "a", "output": NaN}': '"output" is NaN, expected a text',
     '{"instruction": "a", "output": "b", "input": {"c": []}}': '"input" is an object, expected a text',
@@ -265,7 +261,6 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD, ids=[sentence[:40] for sentence in BAD.values()])
 def test_a_malformed_record_is_refused_by_file_line_and_what_was_expected(refuses, tmp_path, bad):
-    """Row 21."""
     file = put(tmp_path / "x.jsonl", "\n".join([*GOOD[:2], "", bad, *GOOD[2:]]))
     said = refuses("sft", "--instructions", file)
     assert f"{file}:4" in said and BAD[bad] in said
@@ -275,7 +270,7 @@ def test_a_malformed_record_is_refused_by_file_line_and_what_was_expected(refuse
 def test_malformed_records_can_be_left_out_and_counted_and_the_run_is_that_of_the_others(
     train, tmp_path, capsys, method, name
 ):
-    """Row 21: the same weights, bit by bit, as from a file without them."""
+    """The same weights, bit by bit, as from a file without them."""
     if name == "x.csv":
         clean, bad = csv_of(RECORDS), ["cut off", "too,many,fields,here", ""]
         spoiled, n_bad = clean + "\n".join(bad), 2
@@ -301,7 +296,7 @@ def test_malformed_records_can_be_left_out_and_counted_and_the_run_is_that_of_th
 def test_malformed_documents_are_counted_in_every_run_though_tokenised_once(
     train, refuses, tmp_path, capsys, method, monkeypatch
 ):
-    """Row 21: what is kept of a tokenised text is never taken for one that was read otherwise."""
+    """What is kept of a tokenised text is never taken for one that was read otherwise."""
     bad = ['{"text": "\\ud800"}', '{"text": NaN}', "{", '{"body": "x"}', "7"]
     clean = put(tmp_path / "clean.jsonl", "\n".join(TEXTS))
     spoiled = put(tmp_path / "spoiled.jsonl", "\n".join([*TEXTS[:2], *bad, *TEXTS[2:]]))
@@ -324,25 +319,23 @@ def test_malformed_documents_are_counted_in_every_run_though_tokenised_once(
         ("x.jsonl", "7\n[]\n", "2 of 2 records are malformed, so none is left; the first: "),
         ("x.csv", "question,answer\na,b\n", "1 of 1 records are malformed, so none is left; the first: "),
         ("x.json", "[1, 2", "x.json is not JSON"),
-        ("x.json", "{}", "x.json must hold a JSON list of records"),
+        ("x.json", "7", "x.json must hold a JSON list of records, not 7"),
         ("x.csv", 'instruction,output\na,b\n"c,d\ne,f\n', "x.csv:3 is not a row of a table: unexpected end of data"),
         ("x.jsonl.gz", gzip.compress(b"{}\n" * 9, mtime=0)[:-9], "x.jsonl.gz is not a whole .gz file"),
         ("x.jsonl", "", "x.jsonl has 0 usable instructions"),
     ],
 )
 def test_what_is_broken_as_a_whole_is_refused_though_records_may_be_skipped(refuses, tmp_path, name, content, sentence):
-    """Row 21."""
     file = put(tmp_path / name, content)
     assert sentence in refuses("sft", "--instructions", file, "--skip-bad-records")
 
 
 def test_records_of_a_plain_text_cannot_be_skipped(refuses, text):
-    """Row 21: no flag is without effect."""
+    """No flag is without effect."""
     assert "--skip-bad-records is for .json, .jsonl" in refuses("pretrain", "--text", text, "--skip-bad-records")
 
 
 def test_evaluate_skips_what_training_skipped(base, tmp_path, capsys):
-    """Row 21."""
     clean, spoiled = put(tmp_path / "a.jsonl", "\n".join(GOOD)), put(tmp_path / "b.jsonl", "\n".join(["7", *GOOD]))
     for file in (clean, spoiled):
         evaluate.main(evaluate.Config(from_=base, instructions=str(file), skip_bad_records=True, device="cpu"))
@@ -355,7 +348,7 @@ def test_evaluate_skips_what_training_skipped(base, tmp_path, capsys):
 
 @pytest.mark.parametrize("method", ["sft", "lora_sft"])
 def test_an_empty_response_is_skipped_and_counted(train, tmp_path, capsys, method):
-    """Row 24: the policy is that silence is not taught."""
+    """The policy is that silence is not taught."""
     empty = [json.dumps({"instruction": "a", "output": output}) for output in ("", " \n\t", "\u3000")]
     file = put(tmp_path / "x.jsonl", "\n".join([*empty, *GOOD, *GOOD]))
     train(method, instructions=str(file), held_out=0.2)
@@ -368,7 +361,7 @@ def test_an_empty_response_is_skipped_and_counted(train, tmp_path, capsys, metho
 def test_an_example_longer_than_the_block_keeps_some_of_its_response_and_is_counted(
     train, tmp_path, capsys, monkeypatch, pack
 ):
-    """Row 25: every row that is trained on has something graded, packed or not."""
+    """Every row that is trained on has something graded, packed or not."""
     long = json.dumps({"instruction": "a", "output": "b" * 500})
     too_long = json.dumps({"instruction": "a" * 500, "output": "b"})
     file = put(tmp_path / "x.jsonl", "\n".join([long, long, too_long, *GOOD]))
@@ -389,7 +382,7 @@ def test_an_example_longer_than_the_block_keeps_some_of_its_response_and_is_coun
 
 
 def test_a_text_shorter_than_a_block_is_refused_with_its_numbers(refuses, tmp_path, base):
-    """Row 26, down to a text that is empty, in training and in evaluation."""
+    """Down to a text that is empty, in training and in evaluation."""
     for content, n in {"": 1, "sea": 4, "s" * 190: 191}.items():
         file = put(tmp_path / "x.txt", content)
         said = refuses("lora", "--text", file, "--block-size", 192)
@@ -401,7 +394,6 @@ def test_a_text_shorter_than_a_block_is_refused_with_its_numbers(refuses, tmp_pa
 
 
 def test_end_of_text_written_by_a_user_is_plain_text_in_every_format(tmp_path):
-    """Row 27."""
     end = "<|endoftext|>"
     files = {
         "x.txt": f"a{end}b",
@@ -453,7 +445,7 @@ def corpus(monkeypatch, tmp_path):
 def test_a_corpus_that_cannot_be_had_is_refused_with_what_to_put_where_and_then_read_from_there(
     refuses, corpus, train, monkeypatch
 ):
-    """Row 28: cut off, another file, not there, offline; test_download.py has more."""
+    """Cut off, another file, not there, offline; test_download.py has more."""
     real = "\n".join(GOOD).encode()
     for content, times in ((real[:99], 2), (b"<html>sign in</html>", 2), (None, 1)):
         file = "x.jsonl" if content else "not-there.jsonl"
@@ -472,7 +464,7 @@ def test_a_corpus_that_cannot_be_had_is_refused_with_what_to_put_where_and_then_
 
 
 def test_an_archive_member_outside_its_folder_is_never_extracted(refuses, corpus, train, tmp_path):
-    """Row 29: nothing of an archive is written to disk at all; neither is such a member read under another name."""
+    """Nothing of an archive is written to disk at all; neither is such a member read under another name."""
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("../evil.jsonl", "\n".join(GOOD))

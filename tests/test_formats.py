@@ -5,8 +5,11 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +114,10 @@ MALFORMED = [
         "x.csv",
         "question,output\na,b\n",
         "",
-        '"instruction" is missing, expected a text; there are question, output, and',
+        "\"instruction\" is missing, expected a text; there are 'question', 'output'; --columns instruction=NAME can",
     ),
-    ("x.csv", "a,b\n", "output=3,instruction=1", "x.csv:1 has no column '3' to take as output; there are 1, 2"),
-    ("x.csv", "a,b\nc,d\n", "output=B", "x.csv:2 has no column 'B' to take as output; there are a, b"),
+    ("x.csv", "a,b\n", "output=3,instruction=1", "x.csv:1 has no column '3' to take as output; there are '1', '2'"),
+    ("x.csv", "a,b\nc,d\n", "output=B", "x.csv:2 has no column 'B' to take as output; there are 'a', 'b'"),
     (
         "x.csv",
         "a,b\n",
@@ -122,7 +125,11 @@ MALFORMED = [
         "--columns has 'answer=b': it must be OURS=THEIRS, with instruction, input, output,",
     ),
     ("x.csv", "a,b\n", "output=", "--columns has 'output=': it must be OURS=THEIRS"),
-    ("x.parquet", "PAR1", "", "x.parquet must be named .json, .jsonl, .csv or .tsv, or one of these and .gz"),
+    ("x.csv", "instruction;output\na;b\n", "", "x.csv:1 has one column, 'instruction;output': there must be commas"),
+    ("x.tsv", "instruction,output\na,b\n", "", "x.tsv:1 has one column, 'instruction,output': there must be tabs"),
+    ("x.json", '{"data": [{"instruction": "a"}]}', "", "put the list that is its 'data' into a file of its own"),
+    ("x.json", '{"instruction": "a", "output": "b"}\n{"outp', "", "x.json:2 is not JSON: Unterminated string"),
+    ("x.parquet", "PAR1", "", "x.parquet must be a .json, .jsonl, .csv or .tsv, or one of these and .gz, and be"),
 ]
 
 
@@ -190,7 +197,12 @@ def test_columns_are_part_of_what_a_tokenised_text_is_known_by(tmp_path):
         ('{"text": 7}', 'a.jsonl:1: "text" is 7, expected a text'),
         ("[1]", "a.jsonl:1 must be an object with text, not list"),
         ('{"text": "a\\ud800b"}', 'a.jsonl:1: "text" holds \\ud800, half of a surrogate pair, expected Unicode text'),
-        ('{"body": "sea"}', '"text" is missing, expected a text; there are body, and --columns text=NAME'),
+        ('{"body": "sea"}', "\"text\" is missing, expected a text; there are 'body'; --columns text=NAME can say"),
+        ('{"body": 7}', "\"text\" is missing, expected a text; there are 'body'"),
+        (
+            '{"id": "7", "conversations": []}',
+            "a.jsonl:1 is a conversation: train_sft.py and train_lora.py read it with",
+        ),
         ("", "a.jsonl has no records"),
     ],
 )
@@ -203,7 +215,7 @@ def test_a_malformed_text_is_one_sentence_and_not_kept(tmp_path, text, sentence)
 
 def test_threads_change_nothing_and_special_tokens_are_plain_text():
     rng = np.random.default_rng(0)
-    lengths = [*rng.integers(0, 400_000, 20), 0]
+    lengths = [*rng.integers(0, 200_000, 20), 0]
     pieces = [(f"ship {i} {END} öl ☂" * (n // 20), bool(i % 3)) for i, n in enumerate(lengths)]
     expected = []
     for text, is_end in pieces:
@@ -376,7 +388,7 @@ def test_a_real_text_has_the_ids_that_it_has_in_one_piece():
     path = real("tinyshakespeare.txt")
     assert find(path, "text") == (path, "")
     assert token_file(path, BYTES).tolist() == [*path.read_bytes(), BYTES.eot_token]
-    assert "".join(text for text, _ in pieces_of(path)) == path.read_text(encoding="utf-8")
+    assert "".join(text for text, _ in pieces_of([path])) == path.read_text(encoding="utf-8")
 
 
 def test_a_table_can_say_the_chance_and_names_no_column_twice(tmp_path):
@@ -386,7 +398,7 @@ def test_a_table_can_say_the_chance_and_names_no_column_twice(tmp_path):
     (tmp_path / "ONE.CSV.GZ").write_bytes(gzip.compress(path.read_bytes()))
     assert read_instructions(tmp_path / "ONE.CSV.GZ") == read_instructions(path)
     path.write_text("instruction,output,output\na,b,c\n", encoding="utf-8")
-    with pytest.raises(Mistake, match=r"one\.CSV:1 names a column twice: instruction, output, output"):
+    with pytest.raises(Mistake, match=r"one\.CSV:1 names a column twice: 'instruction', 'output', 'output'"):
         read_instructions(path)
 
 
@@ -394,53 +406,132 @@ def test_a_table_can_say_the_chance_and_names_no_column_twice(tmp_path):
 
 
 def test_a_folder_leaves_out_what_is_hidden_and_says_how_much_it_read(tmp_path, capsys):
-    for name in ("BOOK.TXT", "b/c.txt.GZ", ".ipynb_checkpoints/a.txt", "b/.hidden.txt", "notes.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("BOOK.TXT", "b/c.txt.GZ", ".ipynb_checkpoints/a.txt", "b/.hidden.txt", "b/.git/d/e.txt", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         content = name.encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
     assert decoded(tmp_path) == f"BOOK.TXT{END}b/c.txt.GZ{END}"
-    left_out = ".ipynb_checkpoints/a.txt, b/.hidden.txt, notes.md"
-    assert capsys.readouterr().out == f"{tmp_path}: 2 files are read; left out: {left_out}\n"
+    left_out = ".ipynb_checkpoints/a.txt, b/.git/d/e.txt, b/.hidden.txt, …"
+    assert capsys.readouterr().out == f"{tmp_path}: 2 of 6 files are read; left out: {left_out}\n"
+    main(Config(text=str(tmp_path / "b"), out=str(tmp_path / "tokens"), vocab_size=257))
+    said = f"{tmp_path / 'b'}: 1 of 3 files are read; left out: .git/d/e.txt, .hidden.txt\n"
+    assert capsys.readouterr().out.startswith(said)
 
 
-@pytest.mark.parametrize("name, said", [("x.txt", ""), ("x", ""), ("x.md", "read as plain text"), ("x.ndjson", "")])
+@pytest.mark.parametrize("name, said", [("x.txt", ""), ("x", ""), ("x.md", "read as plain text"), ("x.NDJSON", "")])
 def test_a_file_of_an_unknown_kind_is_said_to_be_read_as_plain_text(tmp_path, capsys, name, said):
     write(tmp_path / name, '{"text": "sea"}\n')
-    assert decoded(tmp_path / name) == ("sea" if name == "x.ndjson" else '{"text": "sea"}\n') + END
+    assert decoded(tmp_path / name) == ("sea" if name == "x.NDJSON" else '{"text": "sea"}\n') + END
     assert capsys.readouterr().out == (f"{tmp_path / name}: {said}\n" if said else "")
 
 
-def test_a_tsv_of_excel_is_decoded_and_quotes_of_others_stay(tmp_path):
-    excel = 'instruction\toutput\n"He said ""hello"""\tYes\n'
-    plain = 'instruction\toutput\nHe said "hello"\t""sms" slang\n'
-    for text, asked, answer in [(excel, 'He said "hello"', "Yes"), (plain, 'He said "hello"', '""sms" slang')]:
-        write(tmp_path / "x.tsv", text)
-        [record] = read_instructions(tmp_path / "x.tsv")
-        assert (record.instruction, record.output) == (asked, answer)
+HEADER = "instruction\toutput\n"
 
 
-def test_spaces_around_the_names_of_columns_are_forgiven(tmp_path):
-    write(tmp_path / "x.csv", "instruction, input, output \na,b,c\n")
-    assert read_instructions(tmp_path / "x.csv")[0][:3] == ("a", "b", "c")
+@pytest.mark.parametrize(
+    "rows, asked, is_excel",
+    [
+        ('"He said ""hello"""\tYes\n', 'He said "hello"', True),
+        ('"A tab\there,\nand a line"\tYes\r\n', "A tab\there,\nand a line", True),
+        ('"Red, or green?"\t""\n', "Red, or green?", True),
+        ('"""sms"" slang"\t"Yes"', '"sms" slang', True),
+        ('He said "hello"\tYes\n', 'He said "hello"', False),
+        ('"sms" slang\tYes\n', '"sms" slang', False),
+        ('""sms" slang"\tYes\n', '""sms" slang"', False),
+        ('5" wide\tYes\n"open\tYes\n', '5" wide', False),
+        ('"open\tYes\n', '"open', False),
+        ('"Hm?"\tYes\nHe said "hello"\tYes\n', '"Hm?"', False),
+    ],
+)
+def test_a_tsv_of_excel_is_decoded_and_quotes_of_others_stay(tmp_path, capsys, rows, asked, is_excel):
+    path = write(tmp_path / "x.tsv", HEADER + rows)
+    assert read_instructions(path)[0].instruction == asked
+    said = f"{path}: quotes around a field are taken off, as Excel writes them\n"
+    assert capsys.readouterr().out == (said if is_excel else "")
 
 
-def test_null_is_absent(tmp_path):
-    nothing = dict.fromkeys(("input", "messages", "conversations", "task", "split", "chance"))
-    write(tmp_path / "x.json", json.dumps([{"instruction": "a", "output": "b", **nothing}]))
-    assert read_instructions(tmp_path / "x.json") == [Instruction("a", "", "b")]
+def test_spaces_around_the_names_of_columns_are_forgiven_and_others_are_shown(tmp_path):
+    for name, content in {
+        "x.csv": "instruction, input, output \na,b,c\n",
+        "x.tsv": " instruction\t\N{NO-BREAK SPACE}input\toutput\na\tb\tc\n",
+        "x.jsonl": '{"instruction ": "a", " input": "b", "output": "c", " output": "another"}',
+    }.items():
+        path = write(tmp_path / name, content)
+        assert read_instructions(path)[0][:3] == ("a", "b", "c")
+        assert read_instructions(path, " instruction = input , output=output ")[0].instruction == "b"
+    write(tmp_path / "x.csv", "instruction,out put,in\u200bput\na,b,c\n")
+    with pytest.raises(Mistake, match=re.escape(r"there are 'instruction', 'out put', 'in\u200bput'")):
+        read_instructions(tmp_path / "x.csv")
 
 
-def test_conversations_of_sharegpt_are_messages(tmp_path):
+def test_a_hint_to_name_columns_works_when_it_is_followed(tmp_path):
+    path = write(tmp_path / "x.jsonl", '{"question": "Why?", "answer": "So.", "n": 7}')
+    with pytest.raises(Mistake, match="--columns instruction=NAME,output=NAME can say"):
+        read_instructions(path)
+    assert read_instructions(path, "instruction=question,output=answer") == [Instruction("Why?", "", "So.")]
+    for nothing_else in ('{"instruction": "a"}', '{"instruction": "a", "n": 7}'):
+        with pytest.raises(Mistake, match='"output" is missing, expected a text') as error:
+            read_instructions(write(path, nothing_else))
+        assert "--columns" not in str(error.value), "there is no other text to name"
+
+
+def test_null_is_absent_and_so_is_an_empty_cell(tmp_path):
+    keys = ("input", "messages", "conversations", "task", "split", "chance")
+    write(tmp_path / "x.json", json.dumps([{"instruction": "a", "output": "b", **dict.fromkeys(keys)}]))
+    write(tmp_path / "x.csv", f"instruction,output,{','.join(keys)}\na,b{',' * len(keys)}\n")
+    assert (
+        read_instructions(tmp_path / "x.json") == read_instructions(tmp_path / "x.csv") == [Instruction("a", "", "b")]
+    )
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_conversations_of_sharegpt_are_messages(tmp_path, name):
     said = [("system", "Be brief."), ("human", "Hm?"), ("gpt", "Ah."), ("human", "So?"), ("gpt", "Yes.")]
-    write(tmp_path / "x.json", json.dumps([{"conversations": [{"from": who, "value": text} for who, text in said]}]))
+    write(tmp_path / "x.json", json.dumps([{name: [{"from": who, "value": text} for who, text in said]}]))
     [record] = read_instructions(tmp_path / "x.json")
     assert record == Instruction("So?", "", "Yes.", earlier=(("Hm?", "Ah."),), system="Be brief.")
 
 
-def test_a_record_a_line_is_read_from_a_json_file_too(tmp_path):
-    lines = [json.dumps({"instruction": n, "output": "b"}) for n in "xyz"]
-    write(tmp_path / "x.json", "\n".join(lines) + "\n")
-    assert [one.instruction for one in read_instructions(tmp_path / "x.json")] == ["x", "y", "z"]
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_record_a_line_is_read_from_a_json_file_too(tmp_path, n):
+    lines = [json.dumps({"instruction": x, "output": "b", "text": "a\u2028"}, ensure_ascii=False) for x in "xyz"[:n]]
+    path = write(tmp_path / "x.json", "\n\n".join(lines) + "\n")
+    assert [one.instruction for one in read_instructions(path)] == [*"xyz"[:n]]
+    assert decoded(path) == f"a\u2028{END}" * n
+
+
+def test_a_cache_that_one_may_not_look_into_stops_nothing_and_a_read_only_one_is_used(tmp_path, monkeypatch):
+    """As in a container that runs as another user: its home is root's."""
+    temporary = Path(tempfile.gettempdir())
+    monkeypatch.setenv("FINETUNING_CACHE", str(tmp_path / "locked" / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    old, new = (write(tmp_path / f"{name}.txt", name) for name in ("old", "new"))
+    kept = Path(token_file(old, BYTES).filename)
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o777)
+    for folder in (tmp_path, *tmp_path.parents):  # pytest's own, which the other user must pass through
+        if temporary in folder.parents:
+            folder.chmod(0o755)
+    for mode, text, there in [(0o555, old, kept.parent), (0o555, new, None), (0o000, old, None)]:
+        (tmp_path / "locked" / "cache").chmod(mode | 0o555)
+        (tmp_path / "locked").chmod(mode)
+        with another_user():
+            tokens = token_file(text, BYTES)
+        (tmp_path / "locked").chmod(0o755)
+        there = there or next((tmp_path / "tmp").iterdir())
+        assert Path(tokens.filename).parent == there and BYTES.decode(tokens.tolist()) == f"{text.stem}{END}"
+
+
+@contextmanager
+def another_user():
+    """Root may do everything, so that it must be another for a while; anyone else stays who they are."""
+    if os.getuid() == 0:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if os.getresuid()[2] == 0:
+            os.setresuid(0, 0, 0)
 
 
 def test_reading_data_loads_no_torch():
@@ -452,8 +543,8 @@ def test_reading_data_loads_no_torch():
 @pytest.mark.parametrize(
     "how, there",
     [
-        ({"FINETUNING_CACHE": "{tmp}/file/cache"}, "tmp/finetuning-cache"),
-        ({}, "tmp/finetuning-cache"),
+        ({"FINETUNING_CACHE": "{tmp}/file/cache"}, f"tmp/finetuning-cache-{os.getuid()}"),
+        ({}, f"tmp/finetuning-cache-{os.getuid()}"),
         ({"FINETUNING_CACHE": "~/c", "HOME": "{tmp}"}, "c"),
     ],
 )
@@ -473,4 +564,6 @@ def test_a_cache_that_cannot_be_written_stops_nothing_and_its_path_may_begin_at_
     program = [sys.executable, "-c", code, str(tmp_path / "text.txt")]
     done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
-    assert Path(done.stdout).parent == tmp_path / there
+    *said, tokens = done.stdout.splitlines()
+    assert Path(tokens).parent == tmp_path / there
+    assert [line.endswith(f"{tmp_path / there} is the cache") for line in said] == [True] * ("tmp" in there)

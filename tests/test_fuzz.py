@@ -135,7 +135,7 @@ def expected_of(record):
     """What a record must be read as, or None: written a second time, as plainly as can be."""
     if not isinstance(record, dict):
         return None
-    record = {key: v for key, v in record.items() if v is not None or key in ("instruction", "output")}
+    record = {key: v for key, v in record.items() if v not in (None, "") or key in ("instruction", "output")}
     if "messages" in record:
         said = record["messages"]
         if not isinstance(said, list) or not all(
@@ -156,7 +156,7 @@ def expected_of(record):
     return (*fields, chance, (), "") if all(map(is_text, fields)) and is_chance else None
 
 
-@fuzz(400, many=st.lists(records, max_size=6), suffix=st.sampled_from([".json", ".jsonl", ".jsonl.gz"]))
+@fuzz(250, many=st.lists(records, max_size=6), suffix=st.sampled_from([".json", ".jsonl", ".jsonl.gz"]))
 def test_records_of_any_shape_are_read_as_what_they_are_or_refused(here, many, suffix):
     content = json.dumps(many) if suffix == ".json" else "\n".join(map(json.dumps, many))
     path = here / f"x{suffix}"
@@ -300,7 +300,7 @@ def tokenizers(here):
     return [BYTES, *(load_tokenizer(str(path)) for path in (here / "own", "data/builtin/tokenizer.tiktoken"))]
 
 
-@fuzz(250, text=st.lists(st.text() | st.sampled_from(["<|endoftext|>", "<|unused 300|>", " the", "\r\n"])).map("".join))
+@fuzz(150, text=st.lists(st.text() | st.sampled_from(["<|endoftext|>", "<|unused 300|>", " the", "\r\n"])).map("".join))
 def test_any_text_comes_back_from_every_tokenizer_and_never_holds_an_end(tokenizers, text):
     for tokenizer in tokenizers:
         ids = tokenizer.encode_ordinary(text)
@@ -309,7 +309,7 @@ def test_any_text_comes_back_from_every_tokenizer_and_never_holds_an_end(tokeniz
         assert tokenizer.encode_to_numpy(text, disallowed_special=()).tolist() == ids
 
 
-@fuzz(200, data=st.data())
+@fuzz(150, data=st.data())
 def test_a_damaged_tokenizer_is_refused_or_is_a_tokenizer(here, tokenizers, data):
     path = here / "damaged.tiktoken"
     path.write_bytes(damaged((here / "own").read_bytes(), data.draw))
@@ -365,7 +365,7 @@ odd_entries = scalars | st.fixed_dictionaries(
 
 
 @fuzz(
-    300,
+    200,
     whole=st.dictionaries(texts, whole_entries, max_size=4),
     odd=st.dictionaries(any_text, odd_entries, max_size=1),
     extra=st.sampled_from([0, 0, 0, 1, -1]),
@@ -383,7 +383,7 @@ def test_a_random_header_is_refused_or_its_tensors_are_those_declared(here, whol
     same_as_declared(path)
 
 
-@fuzz(300, data=st.data())
+@fuzz(200, data=st.data())
 def test_a_damaged_safetensors_file_is_refused_or_its_tensors_are_those_declared(here, data):
     tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7), "c": torch.zeros(0, 2, dtype=torch.bfloat16)}
     path = here / "damaged.safetensors"
@@ -423,7 +423,7 @@ numbers = (
 )
 
 
-@fuzz(400, data=st.data(), Config=st.sampled_from(CONFIGS))
+@fuzz(200, data=st.data(), Config=st.sampled_from(CONFIGS))
 def test_any_text_as_a_flag_is_a_value_in_its_range_or_refused(data, Config):
     fields = [field for field in dataclasses.fields(Config) if field.type is not bool]
     required = [field for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING]

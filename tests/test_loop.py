@@ -20,7 +20,7 @@ METHODS = ["pretrain", "sft", "lora", "lora_sft"]
 
 @pytest.mark.parametrize("method", ["sft", "lora_sft"])
 def test_micro_batches_of_unlike_length_add_up_to_the_full_batch(train, method):
-    """Trap 5: one step over all nine examples, at once and in micro-batches, has the same loss and gradient."""
+    """One step over all nine examples, at once and in micro-batches, has the same loss and gradient."""
     _, whole = train(method, steps=1, batch_size=9)
     _, parts = train(method, steps=1, batch_size=2, micro_batches=5)
     for column in ("loss", "grad_norm", "graded_tokens"):
@@ -30,7 +30,6 @@ def test_micro_batches_of_unlike_length_add_up_to_the_full_batch(train, method):
 
 
 def test_perplexity_does_not_depend_on_the_batch_size(base, instructions, text):
-    """Trap 6."""
     model, tokenizer = load_run(base, "", torch.device("cpu"))
     for examples in (
         *from_instructions(instructions, Reading(tokenizer, 192, 0.5)),
@@ -51,7 +50,7 @@ def test_the_evaluator_is_the_mean_cross_entropy_of_the_graded_tokens(base, inst
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_judged_by_the_same_evaluator(train, base, text, instructions, method):
-    """Trap 7: what a script reports is token_nll of what it saved, on the held-out part of its file."""
+    """What a script reports is token_nll of what it saved, on the held-out part of its file."""
     results, run = train(method)
     lora = method.startswith("lora")
     model, tokenizer = load_run("" if lora else str(run), str(run) if lora else "", torch.device("cpu"))
@@ -86,7 +85,6 @@ def optimizers(monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_optimizer_holds_what_learns_once_and_decays_matrices_only(train, optimizers, method):
-    """Traps 11, 13 and 22."""
     results, run = train(method, weight_decay=0.1)
     decayed, rest = optimizers[0].param_groups
     held = [*decayed["params"], *rest["params"]]
@@ -127,7 +125,7 @@ def test_lora_is_not_decayed_towards_the_base_by_default():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_goes_on_bit_equal_with_or_without_evaluating(train, method):
-    """Trap 18: with dropout, an evaluation that drew random numbers or stayed in eval mode would show."""
+    """With dropout, an evaluation that drew random numbers or stayed in eval mode would show."""
     _, often = train(method, dropout=0.2, steps=4, eval_every=1)
     _, once = train(method, dropout=0.2, steps=4, eval_every=100)
     assert metrics(often, "loss") == metrics(once, "loss")
@@ -137,7 +135,6 @@ def test_training_goes_on_bit_equal_with_or_without_evaluating(train, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_dropout_acts_in_training_and_two_evaluations_are_equal(base, text, train, method):
-    """Trap 18."""
     model = open_run(base).model(dropout=0.5)
     examples = from_text(text, Reading(open_run(base).tokenizer, 192, 0.1))[1]
     for mode in (True, False):

@@ -33,7 +33,7 @@ def load(instructions):
 
 
 def test_graded_targets_are_exactly_the_response_and_end_of_text(instructions):
-    """Trap 1: after the shift, the first response token is graded, and is predicted from the prompt's last."""
+    """After the shift, the first response token is graded, and is predicted from the prompt's last."""
     responses = []
     for inputs, targets, graded, _ in in_order(load(instructions), 4):
         for row in range(len(inputs)):
@@ -72,7 +72,7 @@ def corrupt(monkeypatch, where):
 
 @pytest.mark.parametrize("method", ["sft", "lora_sft"])
 def test_prompt_targets_do_not_touch_the_loss(train, monkeypatch, method):
-    """Trap 2, in the real loop: loss, gradient norm and learned weights stay bit-equal."""
+    """In the real loop: loss, gradient norm and learned weights stay bit-equal."""
     _, run = train(method)
     corrupt(monkeypatch, lambda graded: ~graded)
     _, corrupted = train(method)
@@ -100,14 +100,14 @@ def test_the_loss_in_the_scripts_is_cross_entropy_over_the_graded_tokens(train, 
 
 
 def test_the_end_of_every_uncut_example_is_graded(instructions):
-    """Trap 3: padding and end-of-text may share an id, so grading must come from lengths and never from ids."""
+    """Padding and end-of-text may share an id, so grading must come from lengths and never from ids."""
     for _, targets, graded, _ in in_order(load(instructions), 4):
         ends = (targets == BYTES.eot_token) & graded
         assert ends.sum(-1).tolist() == [1] * len(targets)
 
 
 def test_a_model_fitted_to_one_example_answers_and_stops(train, tmp_path):
-    """Trap 3, seen from outside."""
+    """Seen from outside."""
     path = tmp_path / "one.jsonl"
     record = {"instruction": "Name a sea.", "output": "Baltic"}
     path.write_text(f"{json.dumps(record)}\n" * 2, encoding="utf-8")
@@ -118,7 +118,6 @@ def test_a_model_fitted_to_one_example_answers_and_stops(train, tmp_path):
 
 
 def test_a_row_with_nothing_graded_is_refused():
-    """Trap 4."""
     tokens = np.arange(5)
     for graded in (tokens > 9, tokens < 1):  # nothing, and the first token alone, which is only read
         with pytest.raises(ValueError, match="an example of 4 positions has none that is graded"):
@@ -146,7 +145,7 @@ def test_examples_that_do_not_fit_are_cut_or_skipped_and_counted(tmp_path, capsy
 
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
 def test_a_training_example_begins_with_the_ids_of_the_inference_prompt(name, tmp_path, text):
-    """Traps 8 and 9: prompt and response are encoded apart, by one render function."""
+    """Prompt and response are encoded apart, by one render function."""
     if name == "bpe":
         from data.tokenizer import save_tokenizer, train_bpe
 

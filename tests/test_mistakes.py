@@ -64,7 +64,7 @@ def files(tmp_path, text, instructions, base):
     (tmp_path / "latin1.txt").write_bytes(b"sea\nsea \xf6l\n" * 99)
     (tmp_path / "utf16.txt").write_text("sea " * 99, encoding="utf-16")
     (tmp_path / "broken.json").write_text('[{"instruction": "a", "output": "b"')
-    (tmp_path / "object.json").write_text('{"instruction": "a", "output": "b"}')
+    (tmp_path / "object.json").write_text('{"data": []}')
     (tmp_path / "no_output.json").write_text('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]')
     (tmp_path / "number.jsonl").write_text('{"instruction": "a", "output": "b"}\n\n{"instruction": 7, "output": "b"}\n')
     (tmp_path / "list.jsonl").write_text("[1]\n")
@@ -102,7 +102,7 @@ MISTAKES = [
         f"{PRETRAIN} shakespeare",
         "No such file or directory; known by name, for --text: tinyshakespeare: 'sh",
     ),
-    ("sft", f"{SFT} {{text}}", "text.txt must be named .json, .jsonl, .csv or .tsv"),
+    ("sft", f"{SFT} {{text}}", "text.txt must be a .json, .jsonl, .csv or .tsv"),
     ("evaluate", "--from {base} --text {text} --columns text=body", "--columns is for .json, .jsonl, .csv and .tsv:"),
     ("pretrain", f"{PRETRAIN} {{tmp}}/empty.txt", "empty.txt has 1 tokens, too few"),
     (
@@ -143,7 +143,7 @@ MISTAKES = [
     ("export", "--from {base} --out {tmp}/norun/new --merge", "base holds no adapter that could be merged"),
     ("export", "--from {base} --out {tmp}/taken", "taken exists already: name a new folder"),
     ("sft", f"{SFT} {{tmp}}/broken.json", "broken.json is not JSON: Expecting ',' delimiter: line 1"),
-    ("sft", f"{SFT} {{tmp}}/object.json", "object.json must hold a JSON list of records: put"),
+    ("sft", f"{SFT} {{tmp}}/object.json", "object.json is an object: put the list that is its 'data'"),
     ("sft", f"{SFT} {{tmp}}/no_output.json", 'no_output.json: record 2: "output" is missing, expected a text'),
     ("sft", f"{SFT} {{tmp}}/number.jsonl", 'number.jsonl:3: "instruction" is 7, expected a text'),
     ("sft", f"{SFT} {{tmp}}/list.jsonl", "list.jsonl:1 must be an object with instruction and output, not list"),

@@ -1,10 +1,8 @@
-"""Tokenizers keep every text, and the trained one compresses."""
+"""The trained tokenizer compresses, and a text is tokenised once; that any text comes back is in test_fuzz.py."""
 
 import base64
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data.text import read_text, token_file
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
@@ -17,14 +15,6 @@ def own(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "own.tiktoken"
     save_tokenizer(train_bpe([TEXT], 300), path)
     return load_tokenizer(str(path))
-
-
-@given(text=st.text())
-def test_any_unicode_text_comes_back(own, text):
-    for tokenizer in (own, load_tokenizer("bytes")):
-        tokens = tokenizer.encode_ordinary(text)
-        assert tokenizer.decode_bytes(tokens) == text.encode()
-        assert tokenizer.eot_token not in tokens
 
 
 def test_training_merges_the_commonest_pair_first_and_the_first_of_equals(own):
@@ -68,7 +58,7 @@ def test_gpt2_without_a_network_says_what_to_do(monkeypatch):
         raise requests.exceptions.ConnectionError("no route to host")
 
     monkeypatch.setattr(tiktoken, "get_encoding", offline)
-    with pytest.raises(ValueError, match="TIKTOKEN_CACHE_DIR"):
+    with pytest.raises(ValueError, match=r"TIKTOKEN_CACHE_DIR .* or begin with new_model.py --tokenizer bytes"):
         load_tokenizer("gpt2")
 
 
