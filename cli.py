@@ -51,7 +51,7 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
     for field in dataclasses.fields(Config):
         required = field.default is dataclasses.MISSING
         default = "" if required or field.default == "" else f" (default: {field.default})"
-        value: dict[str, Any] = {"type": field.type, "metavar": metavar(field.name, field.type)}
+        value: dict[str, Any] = {"type": field.type, "metavar": metavar(field.name, field.type, help_texts[field.name])}
         if field.type is bool:
             value, default = {"action": "store_true"}, ""
         parser.add_argument(
@@ -75,8 +75,10 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
             main(config)
 
 
-def metavar(name: str, kind: Any) -> str:
+def metavar(name: str, kind: Any, help_text: str) -> str:
     """What stands for a flag's value in --help: FILE or RUN where it is one, else the kind of number or text."""
+    if (first := help_text.partition(" ")[0].upper()) in ("FILE", "FOLDER"):
+        return first
     if name in ("text", "domain", "instructions", "questions"):
         return "FILE"
     if name in ("out", "init_from", "from_", "base", "adapter"):

@@ -57,7 +57,7 @@ def nll_of(model, examples):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("grade", [list, graded_everywhere])
 def test_packed_equals_separate(model, short, grade, fused, monkeypatch):
-    """Trap 15: every graded token has the loss that it has alone, and the gradients are the same."""
+    """Every graded token has the loss that it has alone, and the gradients are the same."""
     monkeypatch.setattr(CausalSelfAttention, "fused", fused)
     examples = grade(short)
     rows = packed(examples, 16)
@@ -75,7 +75,7 @@ def test_packed_equals_separate(model, short, grade, fused, monkeypatch):
 
 
 def test_no_example_of_a_packed_row_sees_another(model, short):
-    """Trap 15 again: another example's tokens change, this one's logits stay to the bit."""
+    """Another example's tokens change, this one's logits stay to the bit."""
     row = max(packed(short, 16), key=lambda row: (row.positions == 0).sum())
     starts = np.flatnonzero(row.positions == 0)
     assert len(starts) >= 3
@@ -143,7 +143,7 @@ def test_packing_a_text_is_refused(train):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_checkpointed_gradients_are_the_same_also_with_a_frozen_base(model, frozen):
-    """Trap 16: reentrant checkpointing would leave a model with a frozen embedding without any gradient."""
+    """Reentrant checkpointing would leave a model with a frozen embedding without any gradient."""
     tokens = torch.randint(61, (3, 16))
     if frozen:
         apply_lora(model, r=3, alpha=7, dropout=0.0)

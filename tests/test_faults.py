@@ -1,5 +1,4 @@
-"""What a run survives: kills, full disks, signals, damage. Rows are those of the list of faults, 1 to 14, 31 and 32;
-tests/test_faults_data.py has those of the data, tests/test_download.py and tests/test_plan.py rows 28 and 30."""
+"""What a run survives: kills, full disks, signals, damage; tests/test_faults_data.py is about its data."""
 
 import csv
 import json
@@ -49,13 +48,13 @@ def files(run):
 
 
 def test_runs_killed_at_random_moments_and_resumed_are_bit_equal(capsys):
-    """Rows 1, 7 and 8, for each script. By hand: python -m tests.kill --times 50."""
+    """By hand: python -m tests.kill --times 50."""
     assert kill.main(3, seed=int(os.environ.get("KILL_SEED", 0)), methods=["pretrain", "sft", "lora"]) == 0
     assert "3 of 3 ended bit-equal" in capsys.readouterr().out
 
 
 def test_kill_9_in_the_midst_of_a_save_leaves_the_previous_checkpoint(tmp_path):
-    """Row 1: a child saves without end, and is killed ten times; what is there always loads."""
+    """A child saves without end, and is killed ten times; what is there always loads."""
     program = (
         "import sys, torch; from pathlib import Path; from store import checked\n"
         "for n in range(10**9): checked.write(Path(sys.argv[1]), {'n': n, 'w': torch.full((300_000,), float(n))})\n"
@@ -75,7 +74,6 @@ def test_kill_9_in_the_midst_of_a_save_leaves_the_previous_checkpoint(tmp_path):
 
 
 def test_a_stale_temporary_file_is_removed_at_the_next_start(train, tmp_path):
-    """Row 2."""
     with pytest.raises(KeyboardInterrupt):
         stopped(train, "sft", at=2, steps=4)
     [run] = tmp_path.glob("run*")
@@ -88,7 +86,7 @@ def test_a_stale_temporary_file_is_removed_at_the_next_start(train, tmp_path):
     not Path("/proc/self/mounts").exists() or os.geteuid() != 0, reason="mounts a small disk: needs root"
 )
 def test_a_full_disk_is_a_clear_error_and_the_good_file_stays(tmp_path):
-    """Row 3, on a real file system of one megabyte."""
+    """On a real file system of one megabyte."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
@@ -104,7 +102,7 @@ def test_a_full_disk_is_a_clear_error_and_the_good_file_stays(tmp_path):
 
 
 def test_a_disk_that_fills_up_in_training_ends_in_a_sentence_and_the_last_save_stays(base, text, tmp_path):
-    """Row 3 again, in a script, where the limit is on the size of a file."""
+    """In a script, where the limit is on the size of a file."""
     import resource
 
     new_model.main(new_model.Config(out=str(tmp_path / "new"), n_layer=2, n_head=2, n_embd=64, block_size=32))
@@ -134,7 +132,6 @@ def test_a_disk_that_fills_up_in_training_ends_in_a_sentence_and_the_last_save_s
 
 
 def test_an_output_folder_that_cannot_be_written_is_said_before_training(text, base, tmp_path, monkeypatch):
-    """Row 4."""
     (tmp_path / "file").write_text("")
     for out, sentence in [
         (tmp_path / "file" / "run", "cannot be written"),
@@ -146,7 +143,6 @@ def test_an_output_folder_that_cannot_be_written_is_said_before_training(text, b
 
 
 def test_two_runs_into_one_folder_are_refused_without_resume(train, base, text):
-    """Row 32."""
     _, run = train("pretrain")
     again = {"text": text, "init_from": base, "block_size": 192, "device": "cpu"}
     for settings, sentence in [
@@ -260,7 +256,7 @@ def test_a_signal_in_the_midst_of_a_save_is_that_signal_and_leaves_the_old_file(
 
 
 def test_a_resumed_run_in_fp16_goes_on_with_the_scale_that_it_had(train, tmp_path, monkeypatch):
-    """Row 7: here it doubles every second step; beginning anew with 65,536 would differ."""
+    """Here it doubles every second step; beginning anew with 65,536 would differ."""
     monkeypatch.setattr(GradientScale, "GOOD_STEPS", 2)
     how = {"steps": 6, "precision": "fp16", "learning_rate": 1e-3}
     _, whole = train("sft", **how)
@@ -275,7 +271,7 @@ def test_a_resumed_run_in_fp16_goes_on_with_the_scale_that_it_had(train, tmp_pat
 
 
 def test_a_comparison_that_is_killed_takes_its_training_with_it_saved(tmp_path):
-    """Row 32: else two processes would train into one folder after --resume."""
+    """Else two processes would train into one folder after --resume."""
     import multiprocessing
 
     program = (
@@ -309,7 +305,7 @@ HARD = {"steps": 7, "dropout": 0.2, "micro_batches": 3, "batch_size": 2, "eval_e
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(method, train, tmp_path):
-    """Rows 5, 7 and 8, trap 17: with dropout, in mid-epoch, and stopped in the midst of a step."""
+    """With dropout, in mid-epoch, and stopped in the midst of a step."""
     more = {"keep_best": True, **({"lora_dropout": 0.1} if "lora" in method else {})}
     _, whole = train(method, **HARD, **more)
     with pytest.raises(KeyboardInterrupt):
@@ -326,7 +322,7 @@ def metrics_rows(run):
 
 
 def test_rows_written_after_the_last_save_are_written_once(train, tmp_path):
-    """Row 7: killed between a save and the next, metrics.csv has rows that the resumed run writes again."""
+    """Killed between a save and the next, metrics.csv has rows that the resumed run writes again."""
     _, whole = train("sft", steps=6)
     with pytest.raises(KeyboardInterrupt):
         stopped(train, "sft", at=3, steps=6)
@@ -369,7 +365,6 @@ def weights_of(run):
 
 
 def test_another_config_other_data_and_another_base_are_refused_by_name(train, tmp_path, text, base):
-    """Row 9."""
     with pytest.raises(KeyboardInterrupt):
         stopped(train, "lora", at=2, steps=4)
     [run] = tmp_path.glob("run*")
@@ -468,7 +463,6 @@ def test_compare_goes_on_with_the_methods_that_are_not_done(base, text, instruct
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(number, code, base, text, tmp_path):
-    """Row 5, in the real script."""
     flags = ["--text", text, "--init-from", base, "--block-size", "64", "--steps", "100000", "--device", "cpu"]
     child = start("train_pretrain", *flags, "--out", tmp_path / "run")
     while not (tmp_path / "run" / "metrics.csv").exists() or metrics_rows(tmp_path / "run") < 3:
@@ -482,7 +476,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(number, code, b
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_leaves_at_once(number, code, base, text, tmp_path):
-    """Row 6: the step at hand would take a minute."""
+    """The step at hand would take a minute."""
     program = tmp_path / "slow.py"
     program.write_text(
         "import sys, time, train_pretrain as script\n"
@@ -553,7 +547,6 @@ def test_in_a_notebook_an_interrupt_leaves_the_kernel_usable(train):
     ids=["cut", "empty", "html", "lfs", "one bit", "one bit at the end", "one byte more", "no checksum"],
 )
 def test_a_damaged_checkpoint_is_one_clear_error(file, damage, sentence, train, tmp_path):
-    """Rows 10 and 11."""
     if file == "last.pt":
         with pytest.raises(KeyboardInterrupt):
             stopped(train, "pretrain", at=1)
@@ -570,7 +563,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(file, damage, sentence, train, 
 
 
 def test_a_checkpoint_from_a_stranger_cannot_run_code(tmp_path, base, train):
-    """Row 12: with a good checksum too, which a stranger can make."""
+    """With a good checksum too, which a stranger can make."""
 
     class Evil:
         def __reduce__(self):
@@ -590,7 +583,6 @@ def test_a_checkpoint_from_a_stranger_cannot_run_code(tmp_path, base, train):
 
 
 def test_nothing_is_ever_unpickled_without_weights_only():
-    """Row 12, in the source."""
     for path in ROOT.rglob("*.py"):
         if not {".venv", "tests"} & set(path.relative_to(ROOT).parts):
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -601,7 +593,6 @@ def test_nothing_is_ever_unpickled_without_weights_only():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_run_and_never_replaces_a_good_save(what, method, train, tmp_path, monkeypatch):
-    """Row 14."""
     log = train_pretrain.Session.log
 
     def broken(session, step, loss, n_graded, rate, gradient, nll):
@@ -618,7 +609,7 @@ def test_what_is_not_finite_stops_the_run_and_never_replaces_a_good_save(what, m
 
 
 def test_weights_that_are_not_finite_are_not_saved(train, tmp_path):
-    """Row 14 again: the loss of the step was finite, its update was not."""
+    """The loss of the step was finite, its update was not."""
     with pytest.raises(Mistake, match=r"last\.pt is not saved: training diverged"):
         train("pretrain", steps=3, learning_rate=1e39, weight_decay=1.0, warmup=0.0, save_every=1)
     assert not list(tmp_path.rglob("*.pt"))
@@ -643,7 +634,6 @@ def test_a_run_writes_nothing_outside_its_folder_and_the_cache(text, instruction
 
 
 def test_an_adapter_on_the_wrong_base_or_rank_is_refused(train, base, tmp_path):
-    """Row 18."""
     _, adapter = train("lora")
     _, other = train("pretrain")
     with pytest.raises(Mistake, match=r"was trained on .*, not on this base: their weights differ"):

@@ -18,7 +18,6 @@ def uncached(model, row):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("adapter", ["none", "beside", "merged"])
 def test_cached_logits_equal_uncached_at_every_step_with_ragged_prompts(model, adapter, precision):
-    """Trap 19."""
     model.precision, tolerance = precision, 1e-4 if precision == torch.float32 else 3e-2
     if adapter != "none":
         apply_lora(model, r=3, alpha=7, dropout=0.0)
@@ -58,7 +57,7 @@ def test_several_tokens_at_once_beside_a_cache_are_read_as_without_one(model, le
 
 
 def test_greedy_rows_of_a_batch_equal_the_same_rows_alone_also_past_the_block(model):
-    """Trap 19: 16 positions are learned, 30 tokens are written."""
+    """16 positions are learned, 30 tokens are written."""
     together = generate(model, PROMPTS, 30)
     for prompt, new in zip(PROMPTS, together, strict=True):
         row = list(prompt)

@@ -61,7 +61,7 @@ def test_attention_with_a_mask_of_its_own_is_the_same_written_out():
 
 @pytest.mark.parametrize("embeddings", [0.3, 0.02])
 def test_logits_equal_transformers_gpt2_with_the_same_random_weights(embeddings):
-    """Trap 14. Weights are drawn large: at GPT-2's own scale erf- and tanh-GELU differ too little to be told apart. Of
+    """Weights are drawn large: at GPT-2's own scale erf- and tanh-GELU differ too little to be told apart. Of
     embeddings so large LayerNorm's epsilon is no part that matters; of those at GPT-2's own scale it is."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ def peft():
 
 @pytest.fixture
 def theirs(transformers):
-    """A GPT2LMHeadModel with weights large enough for its parts to matter (trap 14), of 2 heads and 2 layers."""
+    """A GPT2LMHeadModel with weights large enough for its parts to matter, of 2 heads and 2 layers."""
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=257, n_positions=32, n_layer=2, n_head=2, n_embd=128)
     model = transformers.GPT2LMHeadModel(config).eval()

@@ -65,7 +65,7 @@ def test_only_the_targets_get_an_adapter_and_all_else_is_frozen(model, targets):
 
 
 def test_lora_equals_peft_on_rectangular_layers_with_alpha_unlike_r_also_merged():
-    """Trap 10, with PEFT as the reference."""
+    """With PEFT as the reference."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(20, 12), nn.Linear(12, 28))
@@ -106,7 +106,6 @@ def test_A_is_drawn_as_peft_draws_it():
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 0.3)])
 def test_merged_equals_unmerged_and_unmerging_restores_every_bit(model, tokens, dtype, tolerance):
-    """Trap 12."""
     model.to(dtype)
     apply_lora(model, r=3, alpha=7, dropout=0.5)
     randomise(model)
@@ -165,7 +164,7 @@ def test_named_adapters_share_one_base_and_one_acts_at_a_time(model, tokens):
 
 @pytest.mark.parametrize("targets, named", [(("q_proj", "wte"), "wte"), (("head",), "head"), ((), "none")])
 def test_an_unknown_target_is_refused_by_name_and_the_tied_embedding_is_none(model, targets, named):
-    """Trap 13: an adapter merged into the tied head would edit the embedding."""
+    """An adapter merged into the tied head would edit the embedding."""
     with pytest.raises(ValueError, match=f"q_proj.*got {named}$"):
         apply_lora(model, r=3, alpha=7, dropout=0.0, targets=targets)
     with pytest.raises(ValueError, match="rank r must be at least 1, got 0"):
@@ -287,7 +286,7 @@ def test_full_rank_lora_with_identity_A_takes_exactly_the_step_of_full_finetunin
 
 
 def test_the_base_is_bit_equal_after_50_steps_with_weight_decay(train, base):
-    """Trap 11: the fingerprint covers every tensor of the base; the adapter file holds the one taken after training."""
+    """The fingerprint covers every tensor of the base; the adapter file holds the one taken after training."""
     before = fingerprint(plain_names(open_run(base).model()))
     _, run = train("lora", steps=50, weight_decay=0.1, dropout=0.1)
     assert read_learned(run)["base_sha256"] == before == fingerprint(plain_names(open_run(base).model()))
@@ -295,7 +294,6 @@ def test_the_base_is_bit_equal_after_50_steps_with_weight_decay(train, base):
 
 
 def test_an_adapter_file_holds_A_and_B_only_and_comes_back_as_it_was(train, base, tokens):
-    """Trap 21."""
     results, run = train("lora", r=3, alpha=5.0, targets="v_proj,down_proj")
     model = open_run(base).model()
     load_adapter(model, run)

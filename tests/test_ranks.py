@@ -70,7 +70,7 @@ def runs(base, text, instructions, tmp_path_factory):
 @pytest.mark.parametrize("ranks", ["ddp", "fsdp"])
 @pytest.mark.parametrize("method", SCRIPTS)
 def test_two_ranks_are_one_process(runs, method, ranks):
-    """Traps 5 and 20: losses, gradients, held-out losses and weights, with unequal rows and micro-batches."""
+    """Losses, gradients, held-out losses and weights, with unequal rows and micro-batches."""
     one, two = runs / "one" / method, runs / ranks / method
     for column in ("loss", "grad_norm", "graded_tokens"):
         expected, found = (np.array(metrics(run, column), float) for run in (one, two))
@@ -120,7 +120,7 @@ def test_two_ranks_are_resumed_by_as_many_or_by_one(runs, method, ranks, then, b
 
 
 def test_ranks_see_disjoint_rows_that_are_the_batch(text):
-    """Trap 20: the union over the ranks is the batch of one process; the order changes by epoch."""
+    """The union over the ranks is the batch of one process; the order changes by epoch."""
     train, _ = from_text(text, Reading(load_tokenizer("bytes"), 16, 0.1))
     for step in range(40):
         inputs = [Batches(train, 2, 2, 3, rank, n).of_step(step) for rank, n in [(0, 1), (0, 3), (1, 3), (2, 3)]]

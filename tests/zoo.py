@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import open_streams
 from tests.bugs import BUGS, Bug
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,4 +205,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    open_streams()
     main(sys.argv[1:])
