@@ -45,13 +45,15 @@ class Config:
     warmup: float = 0.05  # share of the steps in which it rises to the peak; then a cosine takes it down to 0
     weight_decay: float = 0.0  # AdamW's, for the matrices of linear layers only
     max_grad_norm: float = 1.0  # gradients longer than this are scaled down to it
-    held_out: float = 0.1  # share of the data, of a text at most 131,072 tokens, not learned from but judged by
+    held_out: float = (
+        0.1  # share of the data to judge by instead of learning from it; of a text, 131,072 tokens at most
+    )
     eval_every: int = 100  # steps between evaluations
     save_every: int = 1000  # steps between saves that --resume can go on from; 0: none by steps
     save_minutes: float = 10.0  # the same in minutes
     resume: bool = False  # go on with the run in --out, which was stopped or killed
     keep_best: bool = False  # save the model of the lowest held-out loss too, in OUT/best
-    seed: int = 0  # of all that is random: the order of the data, dropout, weights that are new
+    seed: int = 0  # of the order of the data, of dropout, and of new weights; what is held out is always the same
     device: str = "auto"  # cuda, mps, cpu, or auto
     precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
     checkpoint_activations: bool = False  # keep only what enters a block and compute the rest twice, for less memory
@@ -86,7 +88,7 @@ def main(config: Config) -> dict:
     apply_lora(model, config.r, config.alpha, config.lora_dropout, config.targets.split(","))  # A and B alone
     if config.show_batch:
         return show.first_batch(batches, tokenizer, model)
-    session.place(model)  # on its device, in its precision
+    session.place(model)  # to its device; matrix products in its precision
     learns = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     # 5. optimizer
@@ -108,22 +110,23 @@ def main(config: Config) -> dict:
             group["lr"] = learning_rate
 
         micro_batches = batches.of_step(step)
-        # N of the whole step, not of one micro-batch; of several ranks the mean, as their gradients are averaged
+        # N of the whole step, not of one micro-batch; of several processes the mean, as their gradients are averaged
         n_graded = session.mean_over_ranks(sum(int(batch.graded.sum()) for batch in micro_batches))
         step_loss = torch.zeros((), device=device)
         for batch in micro_batches:
-            inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)  # (B, T); positions (T,)
+            inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)  # (B, T); positions also (T,)
             log_p = model(inputs, graded, positions).log_softmax(-1)  # (N, V), at the graded positions only
             nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats, each of its target
             loss = nll.sum() / n_graded
             loss.backward()
             step_loss += loss.detach()
 
-        session.unscale(learns)  # of fp16 alone: its gradients are computed larger than they are
+        session.unscale(learns)  # of fp16 alone: undoes the scale that run/device.py gives to gradients
         grad_norm = torch.nn.utils.clip_grad_norm_(learns.values(), config.max_grad_norm)
         if session.is_finite(grad_norm):
             optimizer.step()
         optimizer.zero_grad()
+        # a row of metrics.csv; saves when it is time, and ends after Ctrl-C or a loss that is not finite
         session.log(step, step_loss, n_graded, learning_rate, grad_norm, held_out_nll)
 
     # 7. evaluate

@@ -29,9 +29,10 @@ class Example(NamedTuple):
     positions: np.ndarray | None = None  # (L,) where each input stands in its own example; None: 0, 1, … L - 1
 
     def prompt(self) -> list[int]:
-        """What has been read when the first graded target is asked for; of plain text its first 16 tokens."""
+        """What is read before the first graded target. Plain text has no prompt: its first 16 tokens stand for one."""
         first = int(self.graded.argmax())  # the index of the first True
-        return self.inputs[: first + 1 if first > 0 else 16].tolist()
+        n_read = first + 1 if first > 0 else 16
+        return self.inputs[:n_read].tolist()
 
     def response(self) -> list[int]:
         """The first run of graded targets: of a conversation, the first response and its end-of-text."""
@@ -104,8 +105,8 @@ def render_prompt(instruction: str, input: str = "") -> str:
 
 
 def conversation(record: Instruction, tokenizer: tiktoken.Encoding) -> tuple[list[int], list[bool]]:
-    """What the model has read when it begins to respond to the record, and which tokens of it are graded: those of its
-    own earlier responses.
+    """The tokens that come before the response, of an instruction or of a chat, and which of them are graded: prompts
+    are not, earlier responses of a chat are.
 
     Training and chat both come by here, and each part is encoded apart: so the ids are the same in both.
     """
@@ -170,7 +171,7 @@ def from_instructions(path: str | Path, how: Reading) -> tuple[Sequence[Example]
     nothing is left to learn from or to judge by, and for a malformed file.
     """
     records = read_instructions(path, how.columns, how.skip_bad_records)
-    random.Random(0).shuffle(records)
+    random.Random(0).shuffle(records)  # whatever --seed is: all runs hold out the same records
     n_held_out = max(1, int(how.held_out * len(records)))
     block, counts = how.block_size, Counter[str]()
     parts: list[list[Example]] = []

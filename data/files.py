@@ -58,8 +58,9 @@ def bring_to_disk(path: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Removes what a process that was killed has left unfinished in a folder that nobody else writes to."""
-    for unfinished in folder.glob(f"*{UNFINISHED}"):
+    """Removes what a process that was killed has left unfinished in a folder, and in those in it, that nobody else
+    writes to."""
+    for unfinished in folder.rglob(f"*{UNFINISHED}"):
         unfinished.unlink(missing_ok=True)
 
 

@@ -50,7 +50,7 @@ class LoRALinear(nn.Module):
         adapter = self.acting()
         if adapter is None:
             return self.base(x)  # (.., d_out)
-        return self.base(x) + adapter(x)
+        return self.base(x) + adapter(x)  # in training FusedLoRALinear computes it, faster (model/fused_lora.py)
 
     def acting(self) -> LowRank | None:
         """The adapter that adds to what the base says; none while it is merged into the base."""

@@ -1,4 +1,4 @@
-"""What surrounds a training run and teaches nothing about it: the device, the seed, the run folder, the progress."""
+"""What is the same around every training run: the device, the seed, the run folder, saves, Ctrl-C, the progress."""
 
 import dataclasses
 import datetime
@@ -35,7 +35,7 @@ class Session:
         """Raises a Mistake for a number out of range, a device that is not there, and a folder that holds a run."""
         self.config, self.out = check(config), Path(config.out)
         if hasattr(config, "targets"):
-            targets_of(config.targets)
+            targets_of(config.targets)  # a wrong name is found before the data is read
         ranks.join(config.device)
         self.rank, self.n_ranks = ranks.rank_and_size()
         if config.shard and self.n_ranks == 1:
@@ -52,7 +52,8 @@ class Session:
         torch.manual_seed(config.seed)
 
     def place(self, model: GPT) -> None:
-        """The model goes to its device and its precision, and is shared among the ranks, if there are several."""
+        """Moves the model to its device, shared among the ranks if there are several, and sets in which precision its
+        matrix products are computed; the weights stay fp32."""
         self.why = device.set_up(model, self.config, self.device)
         ranks.share(model, self.device, self.config.shard, self.config.micro_batches)
         if self.rank > 0:
@@ -117,7 +118,8 @@ class Session:
         self.scale.unscale(learns.values())
 
     def is_finite(self, grad_norm: Tensor) -> bool:
-        """Whether all gradients are: a step without is left out, in any precision."""
+        """Whether all gradients are; if not, the step is left out. fp16's scale goes down then, and the run goes on; in
+        other precisions `log` ends it."""
         return self.scale.update(bool(whole(grad_norm).isfinite()))
 
     def keep_best(self, held_out_nll: float | None) -> None:
@@ -168,7 +170,7 @@ class Session:
 
     def finish(self, held_out_nll: float, sample: str, checkpoint_bytes: int) -> dict[str, Any]:
         """Prints and keeps what came out: sample.txt, the last row of metrics.csv, the costs. Returns the numbers."""
-        ranks.mean(0)  # all ranks are done
+        ranks.mean(0)  # waits until all ranks are done: the first deletes last.pt next
         self.saves.save_if_best(held_out_nll)
         self._row(self.config.steps, None, held_out_nll, None, None)
         self.write("sample.txt", sample + "\n")  # the sign that the run is finished

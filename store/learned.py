@@ -1,6 +1,7 @@
-"""What has learned, where the rest of a model has not: learned.pt, and the base beside which it stands.
+"""learned.pt: the weights that have learned, of a model whose other weights stayed as they were in its base.
 
-    {"base": the name of the run it began from, "base_sha256": of all that has not learned, "attached", "weights"}
+    {"base": the run it began from, as --init-from named it, "base_sha256": of all that has not learned, "attached",
+    "weights"}
 
 attached tells what a method has put beside the base's weights, and how: [{"apply": "lora", "r": 8, …}]. To load is to
 attach the same again and to fill in the weights, by name. adapter.pt, as the first release wrote it, and an adapter
@@ -89,11 +90,11 @@ def load_adapter(model: GPT, name: str | Path, adapter: str = "default") -> None
 
 @torch.no_grad()
 def fill(model: GPT, learned: dict[str, Any], folder: str | Path, name: str = "default") -> None:
-    """Attaches what has learned to its base, an adapter under the name, and fills it in. Refuses a model that is not
-    its base: a run knows that by every bit, an adapter from PEFT by its shapes only."""
+    """Attaches what has learned to its base, an adapter under the name, and fills it in. Raises a Mistake for a model
+    that is not its base: a run compares the sha256 of the weights, an adapter from PEFT only names and shapes."""
     weights = learned["weights"]
     refuse_if_merged(model)
-    frozen = {path: p for path, p in plain_names(model, "").items() if path not in weights}
+    frozen = {path: p for path, p in plain_names(model, "").items() if path not in weights}  # no adapter's
     if learned["base_sha256"] not in ("", fingerprint(frozen)):
         raise Mistake(f"{folder} was trained on {learned['base']}, not on this base: their weights differ")
     try:
@@ -124,7 +125,7 @@ def refuse_what_differs(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) 
 
 
 def new_head(model: GPT, classes: int) -> None:
-    """Gives the model a head of its own: a Linear of C to the classes."""
+    """Gives the model a head of its own, a Linear of C to the classes: for scripts to come, none does it yet."""
     model.head = nn.Linear(model.config.n_embd, classes)
     model.attached = [*model.attached, {"apply": "head", "classes": classes}]
 
@@ -139,7 +140,7 @@ def attach(model: GPT, attached: list[dict[str, Any]]) -> None:
         APPLY[note["apply"]](model, **{key: value for key, value in note.items() if key != "apply"})
 
 
-# ---- the base, known again -------------------------------------------------------------------------------------------
+# ---- is it the same base? --------------------------------------------------------------------------------------------
 
 
 def fingerprint(tensors: dict[str, Any]) -> str:

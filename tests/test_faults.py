@@ -77,9 +77,11 @@ def test_a_stale_temporary_file_is_removed_at_the_next_start(train, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stopped(train, "sft", at=2, steps=4)
     [run] = tmp_path.glob("run*")
-    (run / "last.pt.unfinished").write_bytes(b"half a checkpoint")
+    (run / "best").mkdir()
+    for name in ("last.pt.unfinished", "best/tokenizer.tiktoken.unfinished"):
+        (run / name).write_bytes(b"half of it")
     train("sft", steps=4, resume=True, out=run)
-    assert not list(run.glob("*.unfinished"))
+    assert not list(run.rglob("*.unfinished"))
 
 
 @pytest.mark.skipif(
