@@ -4,6 +4,7 @@ import json
 import os
 import random
 import tempfile
+import time
 
 os.environ["FINETUNING_CACHE"] = tempfile.mkdtemp(prefix="finetuning-tests-")  # before anything is tokenised
 
@@ -83,6 +84,17 @@ def train(base, text, instructions, tmp_path):
         return main(config), out
 
     return run
+
+
+def until(child, seen):
+    """Waits until seen() is true; a child that ends before that would be waited for without end."""
+    while not seen():
+        assert child.poll() is None, f"it ended with {child.returncode}: {child.stderr.read() if child.stderr else ''}"
+        time.sleep(0.02)
+
+
+def has_trained(run, steps=3):
+    return (run / "metrics.csv").exists() and len((run / "metrics.csv").read_text().splitlines()) > steps
 
 
 def tokens_of(example):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import metrics, weights
+from conftest import has_trained, metrics, until, weights
 
 import compare
 import new_model
@@ -62,8 +62,7 @@ def test_kill_9_in_the_midst_of_a_save_leaves_the_previous_checkpoint(tmp_path):
     path, found = tmp_path / "last.pt", []
     for moment in range(10):
         child = subprocess.Popen([sys.executable, "-c", program, str(path)], cwd=ROOT)
-        while not path.exists():
-            time.sleep(0.01)
+        until(child, path.exists)
         time.sleep(0.05 + 0.013 * moment)
         child.kill()
         child.wait()
@@ -287,8 +286,7 @@ def test_a_comparison_that_is_killed_takes_its_training_with_it_saved(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     run = tmp_path / "run"
     parent = subprocess.Popen([sys.executable, str(tmp_path / "program.py"), str(run)], cwd=ROOT, env=environment)
-    while not (run / "metrics.csv").exists() or metrics_rows(run) < 3:
-        time.sleep(0.05)
+    until(parent, lambda: has_trained(run))
     parent.kill()
     parent.wait()
     for _ in range(200):
@@ -467,8 +465,7 @@ def test_compare_goes_on_with_the_methods_that_are_not_done(base, text, instruct
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(number, code, base, text, tmp_path):
     flags = ["--text", text, "--init-from", base, "--block-size", "64", "--steps", "100000", "--device", "cpu"]
     child = start("train_pretrain", *flags, "--out", tmp_path / "run")
-    while not (tmp_path / "run" / "metrics.csv").exists() or metrics_rows(tmp_path / "run") < 3:
-        time.sleep(0.05)
+    until(child, lambda: has_trained(tmp_path / "run"))
     child.send_signal(number)
     out, err = child.communicate(timeout=30)
     assert child.returncode == code and "Traceback" not in err
@@ -505,8 +502,7 @@ def test_a_second_signal_leaves_at_once(number, code, base, text, tmp_path):
     program = [sys.executable, str(program), *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while "in a step" not in child.stdout.readline():
-        pass
+    assert any("in a step" in line for line in child.stdout)
     child.send_signal(number)
     time.sleep(0.5)
     assert child.poll() is None, "the first is waited for"

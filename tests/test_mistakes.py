@@ -6,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import has_trained, until
 
 import compare
 import evaluate
@@ -282,9 +282,7 @@ def test_ctrl_c_reaches_a_run_whose_reader_it_ends_too(base, text, tmp_path):
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )  # fmt: skip
-    metrics = tmp_path / "run" / "metrics.csv"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
-        time.sleep(0.05)
+    until(child, lambda: has_trained(tmp_path / "run"))
     os.killpg(child.pid, signal.SIGINT)
     _, said = child.communicate(timeout=30)
     assert (tmp_path / "run" / "last.pt").exists() and b"Traceback" not in said and b"Errno" not in said
