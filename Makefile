@@ -33,7 +33,7 @@ readme:
 
 .venv/run: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -r requirements.txt matplotlib
+	$(INSTALL) -r requirements.txt matplotlib pygments
 	touch $@
 
 .venv/dev: .venv/run requirements-dev.txt

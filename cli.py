@@ -51,7 +51,10 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
     for field in dataclasses.fields(Config):
         required = field.default is dataclasses.MISSING
         default = "" if required or field.default == "" else f" (default: {field.default})"
-        value: dict[str, Any] = {"type": field.type, "metavar": metavar(field.name, field.type, help_texts[field.name])}
+        value: dict[str, Any] = {
+            "type": field.type,
+            "metavar": metavar(field.name, field.type, help_texts.get(field.name, "")),
+        }
         if field.type is bool:
             value, default = {"action": "store_true"}, ""
         parser.add_argument(
@@ -59,7 +62,7 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
             dest=field.name,
             required=required,
             default=argparse.SUPPRESS,  # so that what is parsed is what was given
-            help=(help_texts[field.name] + default).replace("%", "%%"),
+            help=(help_texts.get(field.name, "") + default).replace("%", "%%"),
             **value,
         )
     open_streams()
@@ -105,7 +108,8 @@ def one_sentence(program: str) -> Iterator[None]:
             raise
         if on_mps:
             error = Mistake(f"{str(error).splitlines()[0]} Set PYTORCH_ENABLE_MPS_FALLBACK=1, or give --device cpu")
-        print(f"{program}{f' (rank {rank()})' if rank() else ''}: {error}", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"{program}{f' (rank {rank()})' if rank() else ''}: {said}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -187,8 +187,8 @@ def one_seed(config: Config, folder: Path, seed: int, y: Yardsticks) -> dict[str
     rows = {"base": {"method": "base", **costs_of_base(config.base, base), **judge(base, y)}}
     said = {"base": samples(base, y)}
     methods = {method.name: method for method in methods_of(config, folder, seed)}
-    for name, method in methods.items():
-        print(f"\n{name}")
+    for number, (name, method) in enumerate(methods.items(), 1):
+        print(f"\n{name}, method {number} of {len(methods)}")
         costs = costs_of(method)
         model = checkpoint.load_run(method.out, "", y.device)[0]
         rows[name] = {"method": name, **costs, **judge(model, y)}
@@ -244,7 +244,16 @@ def begin_in_own_process() -> None:
 def in_own_process(main: Any, config: Any) -> dict[str, Any]:
     """main(config) in a fresh process, where nothing that ran before counts as memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin_in_own_process) as pool:
-        return pool.submit(main, config).result()
+        return pool.submit(unless_orphaned, main, config).result()
+
+
+def unless_orphaned(main: Any, config: Any) -> dict[str, Any]:
+    try:
+        return main(config)
+    finally:
+        parent = multiprocessing.parent_process()
+        if parent and not parent.is_alive():
+            os._exit(143)  # nobody waits for what it returns
 
 
 def costs_of_base(folder: str, base: GPT) -> dict[str, Any]:

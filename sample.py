@@ -92,6 +92,8 @@ def prompts(config: Config) -> Iterator[str]:
 
 def lines() -> Iterator[str]:
     """What is typed, or piped in, line by line; empty lines are passed over."""
+    if sys.stdin.isatty():
+        print("Type a line at a time; Ctrl-D ends.")
     while True:
         print("> " if sys.stdin.isatty() else "", end="", flush=True)
         line = sys.stdin.readline()

@@ -27,6 +27,8 @@ def find(source: str | Path, kind: str, columns: str = "") -> tuple[Path, str]:
     archive has a path too: NAME.zip/MEMBER. Raises FileNotFoundError, and Mistake for a corpus of the other kind.
     """
     path, name = Path(source), str(source)
+    if path.is_file() and path.stat().st_size == 0:
+        raise Mistake(f"{path} is empty")
     if path.exists() or in_archive(path):
         return path, columns
     if name in CORPORA:

@@ -3,7 +3,7 @@
     python -m notebooks.side_by_side [--out FILE]
 
 The page is made from the scripts as they are, and from CONCEPTS, which tests/test_side_by_side.py holds them to. It
-needs no server and no network: its style and its script are in it. Colours are by Pygments, a package of the tests.
+needs no server and no network: its style and its script are in it. Colours are by Pygments.
 """
 
 import difflib
@@ -170,7 +170,7 @@ def coloured(source: str) -> list[str]:
         from pygments.formatters import HtmlFormatter
         from pygments.lexers import PythonLexer
     except ImportError as error:
-        raise Mistake("the page is coloured by Pygments: pip install -r requirements-dev.txt") from error
+        raise Mistake("the page is coloured by Pygments: pip install pygments -c constraints.txt") from error
     html = highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
     return html.replace('<span class="p">(</span>', '<span class="p">(</span><wbr>').splitlines()
 

@@ -81,7 +81,7 @@ def choose_precision(name: str, device: torch.device, n_embd: int) -> tuple[torc
     units = cpu_bf16_units() if device.type == "cpu" else []
     if units and n_embd >= 256:
         return torch.bfloat16, f"a CPU with {units[0]}"
-    why = f"{units[0]} does not always gain below 256 channels" if units else "no bf16 units are known of"
+    why = f"{units[0]} does not always gain below 256 channels" if units else "it is not known to be fast in bf16"
     return torch.float32, why
 
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cli import Mistake, listed, one_sentence
+
 MISSING = "matplotlib is not installed (pip install matplotlib)"
 
 
@@ -99,6 +101,8 @@ def smooth(points: list, width: int = 10) -> list[tuple[float, float]]:
 
 if __name__ == "__main__":
     folders = [Path(name) for name in sys.argv[1:]]
-    if not folders or not all((folder / "metrics.csv").is_file() for folder in folders):
-        sys.exit("run.plot: name one or more run folders, each with a metrics.csv in it")
-    print(training(folders))
+    with one_sentence("run.plot"):
+        wrong = [str(folder) for folder in folders if not (folder / "metrics.csv").is_file()]
+        if wrong or not folders:
+            raise Mistake(f"name run folders, each with a metrics.csv in it; without one: {listed(wrong)}")
+        print(training(folders))

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cli import Mistake, flag
+from cli import Mistake, flag, listed
 from data import files
 from data.batches import Batches
 from model.gpt import GPT
@@ -47,8 +47,13 @@ def check_folder(out: Path, resume: bool) -> None:
     saved, finished = (out / "last.pt").exists(), is_finished(out)
     begun = saved or (out / "config.json").exists()
     if (begun or trained) and not resume:
+        if (out / ".lock").exists():
+            files.lock(out).close()  # a run that goes on there must not be deleted
         way = "; or --resume to go on with it" if saved or not (finished or trained) else ""
         raise Mistake(f"{out} holds a run already: give another --out, or delete it{way}")
+    others = [] if begun or trained or not out.exists() else [file.name for file in out.iterdir()]
+    if others := [name for name in others if name != ".lock" and not name.endswith(files.UNFINISHED)]:
+        raise Mistake(f"{out} holds other files ({listed(others, 3)}), and no run: give another --out")
     if resume and finished:
         (out / "last.pt").unlink(missing_ok=True)
         raise Mistake(f"{out} is finished: to train it further, begin another run with --init-from {out}")

@@ -40,10 +40,14 @@ def run_folder(name: str | Path) -> str:
 
 def file_of(folder: str | Path, file: str) -> Path:
     path = Path(folder, file)
+    if not path.parent.exists():
+        raise Mistake(f"{folder} does not exist: name the folder of a run or of a model, or one like gpt2")
     if not path.is_file():
         others = [other for other in (*FILES, hugging_face.ADAPTER_CONFIG) if Path(folder, other).is_file()]
         hint = f"; it holds {others[0]}" if others else ""
-        unfinished = "; it is unfinished: --resume goes on with it" if Path(folder, "last.pt").is_file() else ""
+        unfinished = (
+            "; it is unfinished: its training goes on with --resume" if Path(folder, "last.pt").is_file() else ""
+        )
         raise Mistake(f"{folder} is not a run with {file}{hint}{unfinished}")
     return path
 

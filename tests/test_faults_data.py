@@ -322,7 +322,8 @@ def test_malformed_documents_are_counted_in_every_run_though_tokenised_once(
         ("x.json", "7", "x.json must hold a JSON list of records, not 7"),
         ("x.csv", 'instruction,output\na,b\n"c,d\ne,f\n', "x.csv:3 is not a row of a table: unexpected end of data"),
         ("x.jsonl.gz", gzip.compress(b"{}\n" * 9, mtime=0)[:-9], "x.jsonl.gz is not a whole .gz file"),
-        ("x.jsonl", "", "x.jsonl has 0 usable instructions"),
+        ("x.jsonl", "", "x.jsonl is empty"),
+        ("x.jsonl", "\n", "x.jsonl has 0 usable instructions"),
     ],
 )
 def test_what_is_broken_as_a_whole_is_refused_though_records_may_be_skipped(refuses, tmp_path, name, content, sentence):
@@ -382,13 +383,10 @@ def test_an_example_longer_than_the_block_keeps_some_of_its_response_and_is_coun
 
 
 def test_a_text_shorter_than_a_block_is_refused_with_its_numbers(refuses, tmp_path, base):
-    """Down to a text that is empty, in training and in evaluation."""
-    for content, n in {"": 1, "sea": 4, "s" * 190: 191}.items():
+    for content, n in {"s": 2, "sea": 4, "s" * 190: 191}.items():
         file = put(tmp_path / "x.txt", content)
         said = refuses("lora", "--text", file, "--block-size", 192)
         assert f"{file} has {n} tokens, too few: the least are " in said and "and a row of 193 to learn from" in said
-    said = refuses("evaluate", "--from", base, "--text", put(tmp_path / "x.txt", ""), "--held-out", 1)
-    assert "x.txt has 1 tokens, too few: the least are 2 to judge by\n" in said
     rows = from_text(put(tmp_path / "x.txt", "s"), Reading(BYTES, 192, 1.0))[1]
     assert [batch[2].sum().item() for batch in in_order(rows, 4)] == [1], "two tokens are enough to judge by"
 

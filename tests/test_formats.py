@@ -203,7 +203,7 @@ def test_columns_are_part_of_what_a_tokenised_text_is_known_by(tmp_path):
             '{"id": "7", "conversations": []}',
             "a.jsonl:1 is a conversation: train_sft.py and train_lora.py read it with",
         ),
-        ("", "a.jsonl has no records"),
+        ("\n", "a.jsonl has no records"),
     ],
 )
 def test_a_malformed_text_is_one_sentence_and_not_kept(tmp_path, text, sentence):

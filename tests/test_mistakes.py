@@ -94,17 +94,17 @@ PRETRAIN, SFT, LORA = (
 )
 
 MISTAKES = [
-    ("pretrain", f"{PRETRAIN} {{tmp}}/nowhere.txt", "No such file or directory: '{tmp}/nowhere.txt'"),
+    ("pretrain", f"{PRETRAIN} {{tmp}}/nowhere.txt", "pretrain.py: {tmp}/nowhere.txt: No such file or directory\n"),
     ("pretrain", f"{PRETRAIN} {{tmp}}/norun", "{tmp}/norun is a folder without a .txt or .txt.gz file"),
     ("pretrain", f"{PRETRAIN} alpaca", "alpaca is for --instructions, not for --text"),
     (
         "pretrain",
         f"{PRETRAIN} shakespeare",
-        "No such file or directory; known by name, for --text: tinyshakespeare: 'sh",
+        "shakespeare: No such file or directory; known by name, for --text: tinyshakespeare\n",
     ),
     ("sft", f"{SFT} {{text}}", "text.txt must be a .json, .jsonl, .csv or .tsv"),
     ("evaluate", "--from {base} --text {text} --columns text=body", "--columns is for .json, .jsonl, .csv and .tsv:"),
-    ("pretrain", f"{PRETRAIN} {{tmp}}/empty.txt", "empty.txt has 1 tokens, too few"),
+    ("pretrain", f"{PRETRAIN} {{tmp}}/empty.txt", "empty.txt is empty"),
     (
         "pretrain",
         f"{PRETRAIN} {{tmp}}/short.txt",
@@ -118,6 +118,8 @@ MISTAKES = [
         "193 is beyond the 192 tokens that {base}",
     ),
     ("pretrain", "--text {text} --out {tmp}/new --init-from {tmp}/norun", "norun is not a run with model.pt"),
+    ("pretrain", "--text {text} --out {tmp}/new --init-from {tmp}/nowhere", "nowhere does not exist: name the folder"),
+    ("pretrain", "--text {text} --out {tmp} --init-from {base}", "{tmp} holds other files ("),
     (
         "pretrain",
         "--text {text} --out {tmp}/new --init-from {tmp}/html",
@@ -176,9 +178,9 @@ MISTAKES = [
     ("compare", "--questions {json} --base {base} --out {tmp}/new", "beyond the 192 tokens that {base} can read"),
     ("world", "--mixture odd --show", "--mixture must be among first, last; got 'odd'"),
     ("world", "--seed 1", "give --show to look at the world, or --out FOLDER"),
-    ("tokenizer", "--text {tmp}/empty.txt --out {tmp}/t", "there is no text to learn merges from"),
+    ("tokenizer", "--text {tmp}/empty.txt --out {tmp}/t", "empty.txt is empty"),
     ("tokenizer", "--text {text} --out {text}", "exists already: give another --out"),
-    ("evaluate", "--from {base} --text {tmp}/empty.txt", "empty.txt has 1 tokens"),
+    ("evaluate", "--from {base} --text {tmp}/empty.txt", "empty.txt is empty"),
     ("evaluate", "--text {text}", "give --from RUN, or --adapter RUN"),
     ("sample", "--adapter {base} --prompt sea", "is not a run with learned.pt; it holds model.pt"),
     ("sample", "--from {base} --prompt a --instruction b", "give either --prompt or --instruction"),
