@@ -7,8 +7,8 @@ INSTALL := $(VENV) -m pip install --quiet --disable-pip-version-check -c constra
 compare: .venv/run
 	$(VENV) compare.py $(FLAGS)
 
-# a test a core, but those that share what takes long to make; notebooks run without GPT-2 (548 MB), as they do offline
-PARALLEL := --numprocesses auto --dist loadgroup
+# a file of tests a core: what they share is made once; notebooks run without GPT-2 (548 MB), as they do offline
+PARALLEL := --numprocesses auto --dist loadfile
 test: .venv/dev
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .

@@ -17,7 +17,6 @@ from model.lora import base_state_dict, plain_names
 from run import plot
 from store.checkpoint import fingerprint, load_run, open_run
 
-pytestmark = pytest.mark.xdist_group("compare")  # all in one process: what they share takes long to make
 METHODS = [
     "base", "continued pretraining", "LoRA on the domain", "SFT", "LoRA-SFT", "SFT, prompt graded",
     "SFT, random weights",

@@ -158,7 +158,7 @@ def expected_of(record):
 
 @fuzz(250, many=st.lists(records, max_size=6), suffix=st.sampled_from([".json", ".jsonl", ".jsonl.gz"]))
 def test_records_of_any_shape_are_read_as_what_they_are_or_refused(here, many, suffix):
-    content = json.dumps(many) if suffix == ".json" else "\n".join(map(json.dumps, many))
+    content = json.dumps(many) if suffix == ".json" else "\n".join([*map(json.dumps, many), ""]) or "\n"
     path = here / f"x{suffix}"
     path.write_bytes(gzip.compress(content.encode(), 1) if suffix.endswith(".gz") else content.encode())
     good = [one for one in map(expected_of, many) if one is not None]

@@ -21,7 +21,6 @@ from store.checkpoint import load_run
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-pytestmark = pytest.mark.xdist_group("ranks")  # all in one process: what they share takes long to make
 
 
 SCRIPTS = {

@@ -10,8 +10,6 @@ import pytest
 from tests import zoo
 from tests.bugs import BUGS
 
-pytestmark = pytest.mark.xdist_group("zoo")  # all in one process: what they share takes long to make
-
 
 def numbers(bugs):
     return [bug.number for bug in bugs]
