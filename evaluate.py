@@ -23,7 +23,6 @@ from data.examples import (
     from_instructions,
     from_text,
     instruction_example,
-    render_prompt,
 )
 from data.files import same_data
 from model.generate import generate
@@ -62,7 +61,8 @@ def perplexity(nll: float) -> float:
 def answered_right(
     model: GPT, tokenizer: tiktoken.Encoding, examples: Sequence[Example], batch_size: int = 64
 ) -> list[bool]:
-    """Whether the greedy answer to each example, white space at its ends aside, is the response, to the letter.
+    """Whether the greedy answer to each example, white space at its ends aside, is the response, to the letter, and
+    ends where the response ends.
 
     Of a conversation the first response counts. An example that was cut to fit the block has no whole response to
     compare with, and counts as a miss.
@@ -76,20 +76,15 @@ def answered_right(
         answers = generate(model, [examples[i].prompt() for i in batch], longest, stop=tokenizer.eot_token)
         for i, answer in zip(batch, answers, strict=True):
             *words, end = responses[i]
-            whole = end == tokenizer.eot_token
-            right[i] = whole and tokenizer.decode(answer).strip() == tokenizer.decode(words).strip()
+            has_ended = len(answer) < longest  # with end-of-text, which generate leaves out
+            same = tokenizer.decode(answer).strip() == tokenizer.decode(words).strip()
+            right[i] = end == tokenizer.eot_token and has_ended and same
     return right
 
 
 def exact_match(model: GPT, tokenizer: tiktoken.Encoding, examples: Sequence[Example], batch_size: int) -> float:
     """The share of examples that are answered right."""
     return sum(answered_right(model, tokenizer, examples, batch_size)) / len(examples)
-
-
-def with_examples(question: Instruction, shown: Sequence[Instruction]) -> str:
-    """A prompt for in-context learning (Brown et al. 2020): solved examples, then the question, a line between them."""
-    solved = [f"{render_prompt(one.instruction, one.input)} {one.output}\n" for one in shown]
-    return "".join(solved) + render_prompt(question.instruction, question.input)
 
 
 def first_lines(

@@ -98,10 +98,14 @@ class TextRows(Sequence[Example]):
 # ---- instructions: graded on the response ------------------------------------------------------------------------
 
 
-def render_prompt(instruction: str, input: str = "") -> str:
-    """The one prompt template, for training and for sampling: what the model has read when it begins to respond."""
+def render_prompt(instruction: str, input: str = "", examples: Iterable[tuple[str, str, str]] = ()) -> str:
+    """The one prompt template, for training and for sampling: what the model has read when it begins to respond.
+
+    examples: solved ones to show before it (in-context learning: Brown et al. 2020), (instruction, input, output) each.
+    """
+    solved = "".join(f"{render_prompt(asked, about)} {answer}\n" for asked, about, answer in examples)
     input_line = f"### Input: {input}\n" if input else ""
-    return f"### Instruction: {instruction}\n{input_line}### Response:"
+    return f"{solved}### Instruction: {instruction}\n{input_line}### Response:"
 
 
 def conversation(record: Instruction, tokenizer: tiktoken.Encoding) -> tuple[list[int], list[bool]]:
@@ -110,7 +114,10 @@ def conversation(record: Instruction, tokenizer: tiktoken.Encoding) -> tuple[lis
 
     Training and chat both come by here, and each part is encoded apart: so the ids are the same in both.
     """
-    prompts = [*(render_prompt(user) for user, _ in record.earlier), render_prompt(record.instruction, record.input)]
+    prompts = [
+        *(render_prompt(user) for user, _ in record.earlier),
+        render_prompt(record.instruction, record.input, record.examples),
+    ]
     if record.system:
         prompts[0] = f"{record.system}\n{prompts[0]}"
     tokens: list[int] = []

@@ -54,6 +54,7 @@ class Instruction(NamedTuple):
     task: str = ""  # which task it is one of, where that is known
     split: str = "instances"  # what is new in it, if it is a question to judge by
     chance: float = 0.0  # of guessing the response
+    examples: tuple[tuple[str, str, str], ...] = ()  # shown before it, solved: (instruction, input, output) each
     earlier: tuple[tuple[str, str], ...] = ()  # of a conversation: what was said before, (user, assistant) each
     system: str = ""  # of a conversation: what stands before all of it
 
@@ -87,7 +88,17 @@ def _instruction(where: Where, record: Any) -> Instruction:
         chance = float(chance)  # a table has texts only
     if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0 <= chance <= 1:  # NaN is not, either
         raise BadRecord(f'{where}: "chance" is {_shown(chance)}, expected a number from 0 to 1')
-    return Instruction(**values, chance=chance)
+    return Instruction(**values, chance=chance, examples=_examples(where, record.get("examples", [])))
+
+
+def _examples(where: Where, records: Any) -> tuple[tuple[str, str, str], ...]:
+    """Solved records that a prompt shows before its own question; they have no turns and no examples of their own."""
+    if not isinstance(records, list):
+        raise BadRecord(f'{where}: "examples" is {_shown(records)}, expected a list of records')
+    solved = [_instruction(f"{where}, example {n}", one) for n, one in enumerate(records, 1)]
+    if any(one.examples or one.earlier or one.system for one in solved):
+        raise BadRecord(f'{where}: "examples" must be of instruction, input and output alone')
+    return tuple(one[:3] for one in solved)
 
 
 CONVERSATION = ("messages", "conversations")  # either holds one

@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -15,8 +16,15 @@ import numpy as np
 import torch
 
 from data.batches import collate
-from data.examples import TextRows, graded_everywhere, instruction_example, read_instructions, render_prompt
-from evaluate import Yardsticks, first_lines, judge_answers, judge_texts, perplexity, with_examples
+from data.examples import (
+    Instruction,
+    TextRows,
+    graded_everywhere,
+    instruction_example,
+    read_instructions,
+    render_prompt,
+)
+from evaluate import Yardsticks, first_lines, judge_answers, judge_texts, perplexity
 from model.gpt import GPT
 from model.lora import merge, plain_names, unmerge
 from run.resume import is_finished
@@ -149,6 +157,10 @@ def number_of_tasks(method: Method, seed: int, y: Yardsticks) -> list[dict[str, 
     return points
 
 
+def prompt_with(question: Instruction, shown: Sequence[Instruction]) -> str:
+    return render_prompt(question.instruction, question.input, [one[:3] for one in shown])
+
+
 def few_shot(models: dict[str, GPT], seed: int, y: Yardsticks) -> dict[str, Any]:
     """Right first lines with 0, 1, 2 and 4 solved examples of the same task in the prompt, on tasks never trained.
 
@@ -160,7 +172,7 @@ def few_shot(models: dict[str, GPT], seed: int, y: Yardsticks) -> dict[str, Any]
         others = [other for other in never if other.task == one.task and other != one]
         if len(others) >= 4:
             shown = rng.sample(others, 4)
-            if len(y.tokenizer.encode_ordinary(with_examples(one, shown))) + 8 <= block_size:
+            if len(y.tokenizer.encode_ordinary(prompt_with(one, shown))) + 8 <= block_size:
                 asked.append((one, shown))
     at_most = max(20, len(y.questions) // 17)  # the prompts are long: 80 of 1,374
     asked = asked[:: max(1, len(asked) // at_most)]
@@ -168,7 +180,7 @@ def few_shot(models: dict[str, GPT], seed: int, y: Yardsticks) -> dict[str, Any]
     for name, model in models.items():
         found[name] = {}
         for k in (0, 1, 2, 4):
-            prompts = [with_examples(one, shown[:k]) for one, shown in asked]
+            prompts = [prompt_with(one, shown[:k]) for one, shown in asked]
             said = first_lines(model, y.tokenizer, prompts)
             right = sum(line.rstrip(".") == one.output for line, (one, _) in zip(said, asked, strict=True))
             found[name][str(k)] = right / max(1, len(asked))

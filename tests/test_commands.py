@@ -12,7 +12,16 @@ import evaluate
 import new_model
 import sample
 from data import tokenizer
-from data.examples import Instruction, Reading, from_instructions, from_text, read_instructions, render_prompt
+from data.examples import (
+    Instruction,
+    Reading,
+    from_instructions,
+    from_text,
+    instruction_example,
+    read_instructions,
+    render_prompt,
+)
+from experiment import evidence
 from model.gpt import GPT, GPTConfig
 from store.checkpoint import open_run, save_model
 
@@ -133,9 +142,13 @@ def test_a_sweep_judges_by_questions_of_its_own(tmp_path):
 
 def test_examples_in_the_prompt_are_written_as_the_model_would_have_answered_them():
     shown, question = Instruction("Repeat it.", "sea", "sea"), Instruction("Repeat it.", "ship", "ship")
-    prompt = evaluate.with_examples(question, [shown])
+    prompt = evidence.prompt_with(question, [shown])
     assert prompt == render_prompt("Repeat it.", "sea") + " sea\n" + render_prompt("Repeat it.", "ship")
-    assert evaluate.with_examples(question, []) == render_prompt("Repeat it.", "ship")
+    assert evidence.prompt_with(question, []) == render_prompt("Repeat it.", "ship")
+    ids = tokenizer.load_tokenizer("bytes")
+    example = instruction_example(question._replace(examples=(shown[:3],)), ids)
+    assert ids.decode(example.prompt()) == prompt, "tuning reads the prompt that the judge writes"
+    assert ids.decode(example.response()[:-1]) == " ship" and example.graded.sum() == len(example.response())
 
 
 def test_first_lines_end_where_the_line_does(base):

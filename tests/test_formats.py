@@ -475,8 +475,24 @@ def test_a_hint_to_name_columns_works_when_it_is_followed(tmp_path):
         assert "--columns" not in str(error.value), "there is no other text to name"
 
 
+def test_a_record_can_show_solved_ones(tmp_path):
+    solved = [{"instruction": "Add.", "input": "1 1", "output": "2"}, {"instruction": "Say a.", "output": "a"}]
+    record = {"instruction": "Add.", "input": "1 2", "output": "3", "examples": solved}
+    path = write(tmp_path / "x.jsonl", json.dumps(record))
+    assert read_instructions(path)[0].examples == (("Add.", "1 1", "2"), ("Say a.", "", "a"))
+    for examples, sentence in [
+        ("two", 'x.jsonl:1: "examples" is "two", expected a list of records'),
+        ([{"instruction": "Add."}], 'x.jsonl:1, example 1: "output" is missing'),
+        (["Add."], "x.jsonl:1, example 1 must be an object with instruction and output"),
+        ([record], 'x.jsonl:1: "examples" must be of instruction, input and output alone'),
+    ]:
+        write(path, json.dumps({**record, "examples": examples}))
+        with pytest.raises(Mistake, match=re.escape(sentence)):
+            read_instructions(path)
+
+
 def test_null_is_absent_and_so_is_an_empty_cell(tmp_path):
-    keys = ("input", "messages", "conversations", "task", "split", "chance")
+    keys = ("input", "messages", "conversations", "task", "split", "chance", "examples")
     write(tmp_path / "x.json", json.dumps([{"instruction": "a", "output": "b", **dict.fromkeys(keys)}]))
     write(tmp_path / "x.csv", f"instruction,output,{','.join(keys)}\na,b{',' * len(keys)}\n")
     assert (

@@ -10,7 +10,7 @@ from conftest import RECORDS, metrics, weights
 
 from cli import Mistake
 from data.batches import Batches, collate
-from data.examples import Reading, from_instructions, from_text, next_token
+from data.examples import Instruction, Reading, from_instructions, from_text, instruction_example, next_token
 from data.tokenizer import load_tokenizer
 from evaluate import exact_match, token_nll
 from store.checkpoint import load_run, open_run
@@ -220,6 +220,17 @@ def test_exact_match_counts_answers_that_are_right_to_the_letter(train, tmp_path
     broken = [example._replace(targets=example.targets.copy()) for example in examples]
     broken[0].targets[-2] += 1  # the last letter of one response
     assert exact_match(model, tokenizer, broken, 3) == pytest.approx(1 - 1 / len(examples))
+
+
+def test_an_answer_that_does_not_end_is_no_exact_match(base):
+    """As a base model's, which goes on: cut where the response ends, it would look right."""
+    model, tokenizer = load_run(base, "", torch.device("cpu"))
+    example = instruction_example(Instruction("Say it.", "", "it"), tokenizer)
+    words = example.response()[:-1]  # without end-of-text
+    for answer, is_right in [(words, True), ([*words, 10], False), (words[:-1], False)]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("evaluate.generate", lambda *args, stop, answer=answer: [answer])
+            assert exact_match(model, tokenizer, [example], 1) == is_right
 
 
 def test_a_cut_response_is_never_an_exact_match(base, tmp_path):
