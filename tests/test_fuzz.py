@@ -115,7 +115,11 @@ turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3).map(
         for role, content in zip(("user", "assistant"), pair, strict=True)
     ]
 )
-good_records = st.fixed_dictionaries({"instruction": texts, "output": texts}, optional={"input": texts | st.none()})
+solved = st.fixed_dictionaries({"instruction": texts, "output": texts}, optional={"input": texts | st.none()})
+good_records = st.fixed_dictionaries(
+    {"instruction": texts, "output": texts},
+    optional={"input": texts | st.none(), "examples": st.lists(solved | anything, max_size=2)},
+)
 records = (
     good_records
     | st.fixed_dictionaries({"messages": turns | messages | anything})
@@ -148,12 +152,16 @@ def expected_of(record):
         if len(said) < 2 or roles != ["user", "assistant"] * (len(said) // 2) or not all(map(is_text, contents)):
             return None
         *earlier, last = zip(contents[len(system) :: 2], contents[len(system) + 1 :: 2], strict=True)
-        return (last[0], "", last[1], "", "instances", 0, tuple(earlier), "".join(system))
+        return (last[0], "", last[1], "", "instances", 0, (), tuple(earlier), "".join(system))
     wanted = {"task": "", "split": "instances", "chance": 0, **record}
     fields = [record.get("instruction"), record.get("input", ""), record.get("output"), wanted["task"], wanted["split"]]
     chance = wanted["chance"]
     is_chance = type(chance) in (int, float) and 0 <= chance <= 1
-    return (*fields, chance, (), "") if all(map(is_text, fields)) and is_chance else None
+    examples = record.get("examples", [])
+    solved = [*map(expected_of, examples)] if isinstance(examples, list) else [None]
+    are_solved = all(one is not None and one[6:] == ((), (), "") for one in solved)
+    shown = tuple(one[:3] for one in solved) if are_solved else ()
+    return (*fields, chance, shown, (), "") if all(map(is_text, fields)) and is_chance and are_solved else None
 
 
 @fuzz(250, many=st.lists(records, max_size=6), suffix=st.sampled_from([".json", ".jsonl", ".jsonl.gz"]))
