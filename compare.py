@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import statistics
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -253,6 +254,7 @@ def unless_orphaned(main: Any, config: Any) -> dict[str, Any]:
     finally:
         parent = multiprocessing.parent_process()
         if parent and not parent.is_alive():
+            sys.stdout.flush()  # it says how to go on
             os._exit(143)  # nobody waits for what it returns
 
 

@@ -91,7 +91,9 @@ def memory_there(device: torch.device) -> float | None:
         return torch.cuda.mem_get_info(device)[0]  # others, a screen among them, hold the rest
     if device.type == "mps" and torch.backends.mps.is_available():
         return torch.mps.recommended_max_memory()
-    there = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()) if device.type == "cpu" else None
+    meminfo = Path("/proc/meminfo")  # Linux alone has it
+    text = meminfo.read_text() if device.type == "cpu" and meminfo.is_file() else ""
+    there = re.search(r"MemAvailable:\s+(\d+) kB", text)
     return int(there[1]) * 1024 if there else None
 
 

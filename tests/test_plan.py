@@ -256,6 +256,13 @@ def test_of_several_processes_each_holds_its_rows_and_with_shard_its_part(monkey
     assert "498 MB" in said and "124 MB   4 bytes for each of 124,439,808, in 4 parts" in parts and "collected" in parts
 
 
+def test_where_no_one_says_what_memory_there_is_the_page_comes_without_a_verdict(tmp_path, monkeypatch, capsys):
+    """As on a Mac's CPU, which has no /proc."""
+    monkeypatch.setattr(plan, "Path", lambda name: tmp_path / "nowhere")
+    said = say(["--init-from", "gpt2", "--device", "cpu", "--precision", "fp32"], monkeypatch, capsys)
+    assert "peak" in said.out and "This " not in said.out and said.err == ""
+
+
 MISTAKES = [
     (["--shard"], "--shard splits a model over several processes: give their number, --ranks N"),
     (["--memory", "0GB"], "--memory must be a number of MB, GB, MiB or GiB, like 8GB; got '0GB'"),
