@@ -118,10 +118,13 @@ turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3).map(
 solved = st.fixed_dictionaries({"instruction": texts, "output": texts}, optional={"input": texts | st.none()})
 good_records = st.fixed_dictionaries(
     {"instruction": texts, "output": texts},
-    optional={"input": texts | st.none(), "examples": st.lists(solved | anything, max_size=2)},
+    optional={"input": texts | st.none(), "examples": st.lists(solved, max_size=2)},
 )
 records = (
     good_records
+    | st.fixed_dictionaries(
+        {"instruction": texts, "output": texts, "examples": st.lists(solved | anything, max_size=2)}
+    )
     | st.fixed_dictionaries({"messages": turns | messages | anything})
     | st.fixed_dictionaries(
         {"instruction": texts | scalars, "output": texts | anything},
