@@ -95,8 +95,9 @@ def _examples(where: Where, records: Any) -> tuple[tuple[str, str, str], ...]:
     """Solved records that a prompt shows before its own question; they have no turns and no examples of their own."""
     if not isinstance(records, list):
         raise BadRecord(f'{where}: "examples" is {_shown(records)}, expected a list of records')
-    solved = [_instruction(f"{where}, example {n}", one) for n, one in enumerate(records, 1)]
-    if any(one.examples or one.earlier or one.system for one in solved):
+    nested = any(isinstance(one, dict) and one.get("examples") for one in records)  # however deep: not even read
+    solved = [] if nested else [_instruction(f"{where}, example {n}", one) for n, one in enumerate(records, 1)]
+    if nested or any(one.earlier or one.system for one in solved):
         raise BadRecord(f'{where}: "examples" must be of instruction, input and output alone')
     return tuple(one[:3] for one in solved)
 

@@ -480,7 +480,11 @@ def test_a_record_can_show_solved_ones(tmp_path):
     record = {"instruction": "Add.", "input": "1 2", "output": "3", "examples": solved}
     path = write(tmp_path / "x.jsonl", json.dumps(record))
     assert read_instructions(path)[0].examples == (("Add.", "1 1", "2"), ("Say a.", "", "a"))
+    deep = record
+    for _ in range(300):
+        deep = {**record, "examples": [deep]}
     for examples, sentence in [
+        ([deep], 'x.jsonl:1: "examples" must be of instruction, input and output alone'),
         ("two", 'x.jsonl:1: "examples" is "two", expected a list of records'),
         ([{"instruction": "Add."}], 'x.jsonl:1, example 1: "output" is missing'),
         (["Add."], "x.jsonl:1, example 1 must be an object with instruction and output"),
