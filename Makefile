@@ -16,14 +16,15 @@ test: .venv/dev
 	OMP_NUM_THREADS=1 $(VENV) -m pytest --quiet $(PARALLEL)
 	HF_ENDPOINT=http://127.0.0.1:9 OMP_NUM_THREADS=1 $(VENV) -m pytest --quiet $(PARALLEL) --nbmake --nbmake-timeout=300 notebooks
 
-# the base model of data/builtin, trained anew into runs/base: an hour or so on two cores
-PRETRAIN := $(VENV) train_pretrain.py --block-size 256 --batch-size 8 --eval-every 1000
+# the base model of data/builtin, trained anew into runs/base: an hour and a half on two cores; called again, it goes on
+PRETRAIN = $(VENV) train_pretrain.py --block-size 256 --batch-size 8 --eval-every 1000 --save-minutes 5
+RESUME = $(if $(wildcard runs/$(1)/config.json),--resume)
 base: .venv/run
-	$(VENV) -m world --out runs/world-1 --documents 600000 --seed 1 --mixture first
-	$(VENV) -m world --out runs/world-2 --documents 200000 --seed 2 --mixture last
-	$(VENV) new_model.py --tokenizer data/builtin/tokenizer.tiktoken --block-size 256 --out runs/base-0
-	$(PRETRAIN) --text runs/world-1/base.txt --init-from runs/base-0 --steps 32000 --out runs/base-1
-	$(PRETRAIN) --text runs/world-2/base.txt --init-from runs/base-1 --steps 6000 --learning-rate 1e-3 --out runs/base
+	test -e runs/world-1 || $(VENV) -m world --out runs/world-1 --documents 450000 --seed 1 --mixture first
+	test -e runs/world-2 || $(VENV) -m world --out runs/world-2 --documents 150000 --seed 2 --mixture last
+	test -e runs/base-0 || $(VENV) new_model.py --tokenizer data/builtin/tokenizer.tiktoken --block-size 256 --out runs/base-0
+	$(PRETRAIN) --text runs/world-1/base.jsonl --init-from runs/base-0 --steps 32000 --out runs/base-1 $(call RESUME,base-1)
+	$(PRETRAIN) --text runs/world-2/base.jsonl --init-from runs/base-1 --steps 8500 --learning-rate 1e-3 --out runs/base $(call RESUME,base)
 
 # the diffs that README.md shows, made anew
 readme:

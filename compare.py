@@ -10,12 +10,10 @@ its peak memory is its own. experiment/claims.py reads what was measured and say
 
 import dataclasses
 import json
-import math
 import multiprocessing
 import os
 import shutil
 import signal
-import statistics
 import sys
 import threading
 import time
@@ -33,12 +31,13 @@ from cli import Mistake, check, command_line, flag, open_streams
 from data.examples import Reading, from_text, instruction_example, read_instructions, render_prompt
 from data.files import write_whole
 from evaluate import SPLITS, Yardsticks, judge
-from experiment import claims
-from experiment.evidence import Method, gather, pretraining
+from experiment import claims, plot, report
+from experiment.evidence import gather, pretraining
+from experiment.in_context import as_json
+from experiment.method import Method
 from experiment.sweep import sweep
 from model.generate import generate
 from model.gpt import GPT
-from run import plot
 from run.device import choose_device
 from run.resume import is_finished, written_settings
 from store import checkpoint
@@ -47,8 +46,8 @@ from store import checkpoint
 @dataclass(kw_only=True)
 class Config:
     base: str = "data/builtin/base"  # run folder of the base model
-    text: str = "data/builtin/base.txt"  # plain text that the base has learned from
-    domain: str = "data/builtin/domain.txt"  # plain text of another kind, for continued pretraining and LoRA
+    text: str = "data/builtin/base.jsonl"  # text that the base has learned from
+    domain: str = "data/builtin/domain.jsonl"  # text of another kind, for continued pretraining and LoRA
     instructions: str = "data/builtin/instructions.json"  # instructions, for SFT and LoRA-SFT
     questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above
     out: str = "runs/compare"  # folder to write the runs, results.json, results.md and the plots to
@@ -57,12 +56,12 @@ class Config:
     quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
     seed: int = 0  # the first seed, of the order of the data and of new weights
-    block_size: int = 256  # tokens a row at most
-    batch_size: int = 32  # rows a step
-    domain_steps: int = 40  # optimizer steps on the domain
-    steps: int = 600  # optimizer steps on the instructions
+    block_size: int = 256  # tokens a row at most; instructions are packed, several in a row
+    batch_size: int = 8  # rows a step
+    domain_steps: int = 80  # optimizer steps on the domain
+    steps: int = 300  # optimizer steps on the instructions
     learning_rate: float = 1e-3  # continued pretraining's, at its peak; this and the next three by --sweep
-    lora_learning_rate: float = 4e-3  # LoRA's on the domain
+    lora_learning_rate: float = 2e-3  # LoRA's on the domain
     sft_learning_rate: float = 3e-4  # SFT's
     lora_sft_learning_rate: float = 4e-3  # LoRA-SFT's
     r: int = 6  # LoRA's rank
@@ -82,7 +81,7 @@ def main(config: Config) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "config.json", json.dumps(settings_of(config), indent=2).encode() + b"\n")
     if config.sweep:
-        sweep(methods_of(config, out, config.seed), yardsticks, out, formatted)
+        sweep(methods_of(config, out, config.seed), yardsticks, out, report.formatted)
         return {}
 
     runs = [one_seed(config, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]
@@ -91,18 +90,16 @@ def main(config: Config) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "seeds": seeds_of(config),
         "quick": config.quick,
-        "rows": [averaged([run["rows"][i] for run in runs]) for i in range(len(runs[0]["rows"]))],
+        "rows": [report.averaged([run["rows"][i] for run in runs]) for i in range(len(runs[0]["rows"]))],
         "claims": claims.ledger([run["evidence"] for run in runs]),
         "samples": runs[0]["samples"],
         "evidence": [run["evidence"] for run in runs],
     }
-    report = f"{table(results['rows'])}\n\n{legend(results)}\n\n{claims.report(results['claims'])}\n"
+    found = f"{report.table(results['rows'])}\n\n{report.legend(results)}\n\n{report.claims(results['claims'])}\n"
     (out / "samples.md").write_text(samples_report(results["samples"]), encoding="utf-8")
-    (out / "results.md").write_text(report, encoding="utf-8")
+    (out / "results.md").write_text(found, encoding="utf-8")
     write_whole(out / "results.json", json.dumps(results, indent=2).encode() + b"\n")  # the sign that all is done
-    print(
-        f"\n{report}\n{plot.comparison(results, out)}\n{results['seconds']:.0f} s on {device}; all of it is in {out}."
-    )
+    print(f"\n{found}\n{plot.comparison(results, out)}\n{results['seconds']:.0f} s on {device}; all of it is in {out}.")
     return results
 
 
@@ -160,17 +157,19 @@ def yardsticks_of(config: Config, device: torch.device) -> Yardsticks:
 
 
 def methods_of(config: Config, folder: Path, seed: int) -> list[Method]:
-    """The methods, on the same data in the same order: four ways of finetuning, and two controls."""
+    """The methods, on the same data in the same order: four ways of finetuning, and three controls."""
     same = {key: getattr(config, key) for key in ("block_size", "batch_size", "held_out", "device")} | {"seed": seed}
     from_base = {**same, "init_from": config.base, "eval_every": 200}
     domain = {**from_base, "text": config.domain, "steps": config.domain_steps}
-    sft = {**from_base, "instructions": config.instructions, "steps": config.steps}
+    sft = {**from_base, "instructions": config.instructions, "steps": config.steps, "pack": True}
     sft["learning_rate"] = config.sft_learning_rate
+    lora_sft = {**sft, "learning_rate": config.lora_sft_learning_rate, "r": config.r}
     methods = [
         ("continued pretraining", train_pretrain, {**domain, "learning_rate": config.learning_rate}),
         ("LoRA on the domain", train_lora, {**domain, "learning_rate": config.lora_learning_rate, "r": config.r}),
         ("SFT", train_sft, sft),
-        ("LoRA-SFT", train_lora, {**sft, "learning_rate": config.lora_sft_learning_rate, "r": config.r}),
+        ("LoRA-SFT", train_lora, lora_sft),
+        ("LoRA-SFT, no examples", train_lora, {**lora_sft, "instructions": str(folder / "no-examples.json")}),
         ("SFT, prompt graded", train_sft, {**sft, "grade_prompt": True}),
         ("SFT, random weights", train_sft, {**sft, "init_from": str(folder / "random-base")}),
     ]
@@ -185,6 +184,8 @@ def one_seed(config: Config, folder: Path, seed: int, y: Yardsticks) -> dict[str
     base = checkpoint.open_run(config.base).model().to(y.device)
     torch.manual_seed(seed)
     checkpoint.save_model(folder / "random-base", GPT(base.config), y.tokenizer)
+    alone = [as_json(one._replace(examples=())) for one in read_instructions(config.instructions)]
+    write_whole(folder / "no-examples.json", json.dumps(alone).encode())
     rows = {"base": {"method": "base", **costs_of_base(config.base, base), **judge(base, y)}}
     said = {"base": samples(base, y)}
     methods = {method.name: method for method in methods_of(config, folder, seed)}
@@ -264,74 +265,6 @@ def costs_of_base(folder: str, base: GPT) -> dict[str, Any]:
     file, seconds = Path(folder, "model.pt"), pretraining(folder)[1]
     size = file.stat().st_size if file.is_file() else None  # a model in Hugging Face's layout
     return {"trainable": total, "total": total, "seconds": seconds, "peak_mb": None, "checkpoint_bytes": size}
-
-
-# ---- the table -----------------------------------------------------------------------------------------------------
-
-T_975 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t by degrees of freedom
-
-
-def averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One method's rows of all seeds as one: means, and beside a mean x its 95 % interval, as x_interval."""
-    first, merged = rows[0], {}
-    for key, value in first.items():
-        values = [row[key] for row in rows]
-        if isinstance(value, dict):
-            merged[key] = averaged(values)
-        elif isinstance(value, float) and len(rows) > 1:
-            merged[key] = statistics.mean(values)
-            t = T_975[min(len(rows) - 1, len(T_975) - 1)]
-            merged[f"{key}_interval"] = t * statistics.stdev(values) / math.sqrt(len(rows))
-        else:
-            merged[key] = value
-    return merged
-
-
-COLUMNS = {  # heading of the table: key in results.json, format
-    "method": ("method", "{}"),
-    "learns": ("trainable", "{:,}"),
-    "seconds": ("seconds", "{:.0f}"),
-    "peak MB": ("peak_mb", "{:.0f}"),
-    "checkpoint": ("checkpoint_bytes", "{:,}"),
-    "base ppl": ("base_ppl", "{:.2f}"),
-    "domain ppl": ("domain_ppl", "{:.2f}"),
-    "response NLL": ("response_nll", "{:.3f}"),
-}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown; a dash stands for what this system cannot measure, ± for a 95 % interval."""
-    lines = [[*COLUMNS, *SPLITS]]
-    for row in rows:
-        line = [formatted(row, key, form) for key, form in COLUMNS.values()]
-        lines.append(line + [formatted(row["exact_match"][split], "value", "{:.1%}") for split in SPLITS])
-    guessed = [formatted(rows[0]["exact_match"][split], "chance", "{:.1%}") for split in SPLITS]
-    lines.append(["by chance", *["–"] * (len(COLUMNS) - 1), *guessed])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
-    return "\n".join(f"| {' | '.join(map(str.rjust, line, widths))} |" for line in lines)
-
-
-def formatted(row: dict[str, Any], key: str, form: str) -> str:
-    if row[key] is None:
-        return "–"
-    interval = row.get(f"{key}_interval")
-    exact = interval is None or key in ("seconds", "peak_mb")
-    return form.format(row[key]) + ("" if exact else f" ± {form.format(interval)}")
-
-
-def legend(results: dict[str, Any]) -> str:
-    n = {split: share["n"] for split, share in results["rows"][0]["exact_match"].items()}
-    seeds = len(results["seeds"])
-    return (
-        "learns: parameters; peak MB: the most memory the process held; checkpoint: bytes. The rest: held-out data.\n"
-        "base ppl: perplexity a token of the base's text (what is forgotten); domain ppl: of the domain (what is\n"
-        "learned); response NLL: nats a token of the responses to new instances; then exact match of greedy answers, "
-        + ", ".join(f"{count} {split}" for split, count in n.items())
-        + ".\n"
-        + ("One seed: no intervals." if seeds == 1 else f"Means of {seeds} seeds, ± 95 % intervals.")
-        + (" Quick: a few steps and questions, so the numbers are small and rough." if results["quick"] else "")
-    )
 
 
 if __name__ == "__main__":

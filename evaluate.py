@@ -120,7 +120,7 @@ class Yardsticks(NamedTuple):
 
 
 def judge(model: GPT, y: Yardsticks) -> dict[str, Any]:
-    """Both perplexities, the NLL of responses to new instances, and exact match by split and by task."""
+    """The NLL of both texts and of responses to new instances, nats a token, and exact match by split and by task."""
     new_instances = [instruction_example(one, y.tokenizer) for one in y.of_split("instances") or y.questions]
     return judge_texts(model, y) | {
         "response_nll": token_nll(model, new_instances, y.batch_size),
@@ -129,9 +129,9 @@ def judge(model: GPT, y: Yardsticks) -> dict[str, Any]:
 
 
 def judge_texts(model: GPT, y: Yardsticks) -> dict[str, float]:
-    """The perplexity of the base's own text and of the domain."""
-    texts = {"base_ppl": y.text, "domain_ppl": y.domain}
-    return {key: perplexity(token_nll(model, rows, y.batch_size)) for key, rows in texts.items()}
+    """The NLL of the base's own text and of the domain, nats a token."""
+    texts = {"base_nll": y.text, "domain_nll": y.domain}
+    return {key: token_nll(model, rows, y.batch_size) for key, rows in texts.items()}
 
 
 def judge_answers(model: GPT, y: Yardsticks, split: str) -> dict[str, Any]:

@@ -7,10 +7,11 @@ evidence is missing or too small the verdict says so.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-HOLDS, FAILS, UNSEEN = "holds", "does not hold", "not visible at this scale"
+from experiment.verdicts import FAILS, HOLDS, UNSEEN, above_chance, beats, both, draws_beat, when
+
 Evidence = dict[str, Any]
 Finding = tuple[str, str]  # verdict, numbers
 
@@ -18,7 +19,7 @@ Finding = tuple[str, str]  # verdict, numbers
 def ledger(seeds: list[Evidence]) -> list[dict[str, Any]]:
     """Each claim with its verdict on every seed; the verdict of all is theirs if they agree."""
     entries = []
-    for number, (sentence, claim) in enumerate(CLAIMS.items(), 1):
+    for number, (sentence, claim) in CLAIMS.items():
         findings = [claim(evidence) for evidence in seeds]
         verdicts = [verdict for verdict, _ in findings]
         overall = verdicts[0] if len(set(verdicts)) == 1 else f"{UNSEEN}: the seeds disagree ({', '.join(verdicts)})"
@@ -29,46 +30,13 @@ def ledger(seeds: list[Evidence]) -> list[dict[str, Any]]:
     return entries
 
 
-def report(entries: list[dict[str, Any]]) -> str:
-    """The ledger as a list in Markdown."""
-    lines = []
-    for entry in entries:
-        lines.append(f"{entry['number']}. {entry['claim']} **{entry['verdict']}**")
-        several = len(entry["numbers"]) > 1
-        lines += [f"   - {f'seed {i}: ' if several else ''}{numbers}" for i, numbers in enumerate(entry["numbers"])]
-    return "\n".join(lines)
-
-
-# ---- how to compare ----------------------------------------------------------------------------------------------
-
-
-def standard_error(share: float, n: int) -> float:
-    """Of a share among n, from (hits + 1) / (n + 2), so that 0 and 100 % have one too."""
-    p = (share * n + 1) / (n + 2)
-    return math.sqrt(p * (1 - p) / n)
-
-
-def beats(one: float, other: float, n_one: int, n_other: int) -> str:
-    """Whether a share is above another by more than chance would do: 1.96 standard errors of the difference."""
-    error = 1.96 * math.hypot(standard_error(one, n_one), standard_error(other, n_other) if n_other else 0)
-    return HOLDS if one - other > error else FAILS if other - one > error else UNSEEN
-
-
-def above_chance(share: dict[str, Any]) -> str:
-    return beats(share["value"], share["chance"], share["n"], 0) if share["n"] else UNSEEN
-
-
-def both(*verdicts: str) -> str:
-    """All hold, or the worst of them; without any, nothing was seen."""
-    return FAILS if FAILS in verdicts else UNSEEN if UNSEEN in verdicts or not verdicts else HOLDS
-
-
-def when(condition: bool) -> str:
-    return HOLDS if condition else FAILS
-
-
 def match(evidence: Evidence, method: str, split: str) -> dict[str, Any]:
     return evidence["rows"][method]["exact_match"][split]
+
+
+def from_to(before: float, after: float) -> str:
+    """Of nats a token; the change of the perplexity, their exponential, in per cent."""
+    return f"{before:.3f} -> {after:.3f} (perplexity {math.exp(after - before) - 1:+.0%})"
 
 
 def said(share: dict[str, Any]) -> str:
@@ -81,58 +49,83 @@ def said(share: dict[str, Any]) -> str:
 def base_continues(e: Evidence) -> Finding:
     row, exact = e["rows"]["base"], match(e, "base", "instances")
     follows_nothing = when(exact["value"] <= 0.01) if exact["n"] else UNSEEN
-    verdict = both(when(row["base_ppl"] < e["base"]["unigram_ppl"] / 10), follows_nothing)
+    verdict = both(when(row["base_nll"] < e["base"]["unigram_nll"] - math.log(10)), follows_nothing)
     return verdict, (
-        f"perplexity {row['base_ppl']:.2f} of held-out base text, {e['base']['unigram_ppl']:.0f} by word frequencies; "
-        f"exact match {said(exact)}; {e['base']['begins_with_the_answer']:.1%} of what it says begins with the answer"
+        f"NLL {row['base_nll']:.3f} of held-out base text, {e['base']['unigram_nll']:.3f} by word frequencies; exact "
+        f"match, to the end of its answer, {said(exact)}; the first line of {e['base']['begins_with_the_answer']:.1%} "
+        "begins with the answer"
     )
 
 
 def continued_adapts(e: Evidence) -> Finding:
-    before, after = e["rows"]["base"]["domain_ppl"], e["rows"]["continued pretraining"]["domain_ppl"]
+    before, after = e["rows"]["base"]["domain_nll"], e["rows"]["continued pretraining"]["domain_nll"]
     c = e["continued"]
     return both(when(c["changed"] == c["tensors"]), when(after < before)), (
-        f"{c['changed']} of {c['tensors']} tensors changed; domain perplexity {before:.1f} -> {after:.2f} "
-        f"({after / before - 1:+.1%})"
+        f"{c['changed']} of {c['tensors']} tensors changed; domain NLL {from_to(before, after)}"
     )
 
 
 def continued_forgets(e: Evidence) -> Finding:
-    before, after = e["rows"]["base"]["base_ppl"], e["rows"]["continued pretraining"]["base_ppl"]
-    return when(after > before), f"base perplexity {before:.2f} -> {after:.2f} ({after / before - 1:+.0%})"
+    before, after = e["rows"]["base"]["base_nll"], e["rows"]["continued pretraining"]["base_nll"]
+    return when(after > before), f"base NLL {from_to(before, after)}"
 
 
 def lora_gains(e: Evidence) -> Finding:
     base, full, lora = (e["rows"][name] for name in ("base", "continued pretraining", "LoRA on the domain"))
-    if not full["domain_ppl"] < base["domain_ppl"] < math.inf:
+    if not full["domain_nll"] < base["domain_nll"]:
         return UNSEEN, "full finetuning gained nothing on the domain that LoRA could reach"
-    gain = math.log(base["domain_ppl"] / lora["domain_ppl"]) / math.log(base["domain_ppl"] / full["domain_ppl"])
+    gain = (base["domain_nll"] - lora["domain_nll"]) / (base["domain_nll"] - full["domain_nll"])
     share = lora["trainable"] / lora["total"]
     verdict = both(when(e["lora"]["base_untouched"]), when(share < 0.1), when(gain > 0.5))
     return verdict, (
         f"base weights {'bit for bit the same' if e['lora']['base_untouched'] else 'CHANGED'}; {share:.1%} of the "
-        f"parameters learn; domain perplexity {lora['domain_ppl']:.2f}, {gain:.0%} of full finetuning's gain in nats"
+        f"parameters learn; domain NLL {from_to(base['domain_nll'], lora['domain_nll'])}, {gain:.0%} of what full "
+        "finetuning gains"
     )
 
 
-def lora_forgets_less(e: Evidence) -> Finding:
+def lora_learns_and_forgets_less(e: Evidence) -> Finding:
+    """Of the trainings at the table's rates, and of those at a third of them."""
+    verdicts, numbers = [], []
+    for full, lora in pairs_of_rates(e):
+        (steps, full_domain, full_base), (_, lora_domain, lora_base) = full["points"][-1], lora["points"][-1]
+        verdicts += [when(lora_domain > full_domain), when(lora_base < full_base)]
+        numbers.append(
+            f"{steps} steps at {lora['rate']:.1e} and {full['rate']:.1e}: domain NLL {lora_domain:.3f} and "
+            f"{full_domain:.3f}, base NLL {lora_base:.3f} and {full_base:.3f}"
+        )
+    return both(*verdicts), f"LoRA and full finetuning, {'; '.join(numbers)}"
+
+
+def lora_forgets_less_for_the_same(e: Evidence) -> Finding:
     """Base NLL of both at the domain NLLs that LoRA's curve passes, between points of the full curve, in a line."""
-    full, lora = (
-        sorted((math.log(domain), math.log(base)) for _, domain, base in e["forgetting"][name])
-        for name in ("continued pretraining", "LoRA on the domain")
-    )
+    verdicts, numbers = [], []
+    for full, lora in pairs_of_rates(e):
+        pairs = at_the_same_domain_nll(full["points"], lora["points"])
+        less = sum(base < other for _, other, base in pairs)
+        verdicts.append(UNSEEN if not pairs else HOLDS if less == len(pairs) else FAILS if not less else UNSEEN)
+        points = ", ".join(f"at {domain:.2f} {base:.3f} and {other:.3f}" for domain, other, base in pairs)
+        numbers.append(f"rates {lora['rate']:.1e} and {full['rate']:.1e}: {points or 'none is common to both'}")
+    return both(*verdicts), f"base NLL of LoRA and of full finetuning at the same domain NLL, {'; '.join(numbers)}"
+
+
+def pairs_of_rates(e: Evidence) -> list[tuple[Evidence, Evidence]]:
+    """The trainings along which something is learned and forgotten: full finetuning's and LoRA's, rate by rate."""
+    return list(zip(e["forgetting"]["continued pretraining"], e["forgetting"]["LoRA on the domain"], strict=True))
+
+
+def at_the_same_domain_nll(
+    full: Sequence[Sequence[float]], lora: Sequence[Sequence[float]]
+) -> list[tuple[float, float, float]]:
+    """(domain NLL, base NLL of full, of LoRA); both are given as points (steps, domain NLL, base NLL)."""
+    full_curve, lora_curve = (sorted((domain, base) for _, domain, base in curve) for curve in (full, lora))
     pairs = []
-    for domain, base in lora[:-1]:  # the last is where both start
-        for (x0, y0), (x1, y1) in itertools.pairwise(full):
+    for domain, base in lora_curve[:-1]:  # the last is where both start
+        for (x0, y0), (x1, y1) in itertools.pairwise(full_curve):
             if x0 <= domain <= x1 and x1 > x0:
                 pairs.append((domain, y0 + (y1 - y0) * (domain - x0) / (x1 - x0), base))
                 break
-    if not pairs:
-        return UNSEEN, "the two curves pass no common domain perplexity"
-    less = sum(base < other for _, other, base in pairs)
-    verdict = HOLDS if less == len(pairs) else FAILS if less == 0 else UNSEEN
-    points = ", ".join(f"{math.exp(d):.2f}: {math.exp(base):.2f} and {math.exp(other):.2f}" for d, other, base in pairs)
-    return verdict, f"domain perplexity: base perplexity of LoRA and of full finetuning there: {points}"
+    return pairs
 
 
 def lora_is_small(e: Evidence) -> Finding:
@@ -179,15 +172,24 @@ def sft_elicits(e: Evidence) -> Finding:
 
 
 def generalises_to_tasks(e: Evidence) -> Finding:
-    curve = e["number_of_tasks"]
     sft, lora = match(e, "SFT", "tasks"), match(e, "LoRA-SFT", "tasks")
-    if not sft["n"] or len(curve) < 2:
+    if not sft["n"] or len(e["number_of_tasks"]) < 2:
         return UNSEEN, "no tasks are told apart in the instructions"
     best = max(sft, lora, key=lambda share: share["value"])
-    more = beats(curve[-1]["value"], curve[0]["value"], curve[-1]["n"], curve[0]["n"])
-    points = ", ".join(f"{point['tasks']} tasks {point['value']:.1%}" for point in curve)
-    return both(above_chance(best), more), (
-        f"SFT {said(sft)}; LoRA-SFT {said(lora)}; LoRA-SFT for a third of the steps, trained on {points}"
+    verdict, points = more_tasks(e, "zero_shot")
+    return both(above_chance(best), verdict), f"SFT {said(sft)}; LoRA-SFT {said(lora)}; {points}"
+
+
+def more_tasks(e: Evidence, key: str) -> Finding:
+    """Whether the mean over draws of tasks is higher with all tasks than with the fewest."""
+    curve = e["number_of_tasks"]
+    draws = [[draw[key] for draw in point["draws"]] for point in curve]
+    points = ", ".join(
+        f"{point['tasks']} tasks {sum(of_point) / len(of_point):.1%} ({min(of_point):.0%} to {max(of_point):.0%})"
+        for point, of_point in zip(curve, draws, strict=True)
+    )
+    return draws_beat(draws[-1], draws[0], draws), (
+        f"LoRA-SFT on {curve[0]['records']} records of {points}, the mean of {len(draws[0])} draws of tasks"
     )
 
 
@@ -221,29 +223,88 @@ def sft_is_cheap(e: Evidence) -> Finding:
 
 
 def in_context(e: Evidence) -> Finding:
-    shots = e["few_shot"]
+    verdicts, numbers = [], []
+    for kind, shots in e["few_shot"].items():
+        if shots["n"]:
+            base = shots["base"]
+            verdicts.append(beats(base["4"], base["0"], shots["n"], shots["n"]))
+            numbers.append(f"{shots['n']} questions of tasks {kind} (chance {shots['chance']:.0%}): {curve_of(base)}")
+    found = "; ".join(numbers) or "no question fits the block with four examples"
+    return both(*verdicts), f"right first lines of the base after 0, 1, 2, 4 examples, {found}"
+
+
+def random_labels(e: Evidence) -> Finding:
+    """Min et al. (2022): examples may teach the format alone; where they must teach the task, their labels count."""
+    named, silent = e["labels"]["named"], e["labels"]["silent"]
+    if not named["n"] or not silent["n"]:
+        return UNSEEN, "no question fits the block with four examples"
+    helps = beats(named["random"], named["none"], named["n"], named["n"])
+    as_much = when(beats(named["right"], named["random"], named["n"], named["n"]) != HOLDS)
+    needed = beats(silent["right"], silent["random"], silent["n"], silent["n"])
+    return both(helps, as_much, needed), "; ".join(
+        f"{what} ({share['n']} questions): {share['none']:.1%} without examples, {share['right']:.1%} after four, "
+        f"{share['random']:.1%} after four with random labels"
+        for what, share in (("the task is named", named), ("only inputs and outputs", silent))
+    )
+
+
+def tuning_lifts_few_shot(e: Evidence) -> Finding:
+    shots = e["few_shot"]["trained"]
     if not shots["n"]:
         return UNSEEN, "no question fits the block with four examples"
-    verdict = beats(shots["base"]["4"], shots["base"]["0"], shots["n"], shots["n"])
+    base, tuned, without = (shots[name]["4"] for name in ("base", "LoRA-SFT", "LoRA-SFT, no examples"))
+    n = shots["n"]
     curves = "; ".join(
-        f"{name} {', '.join(f'{value:.1%}' for value in shots[name].values())}" for name in ("base", "SFT", "LoRA-SFT")
+        f"tasks {kind}: "
+        + ", ".join(f"{name} {curve_of(curve)}" for name, curve in of_kind.items() if isinstance(curve, dict))
+        for kind, of_kind in e["few_shot"].items()
     )
-    asked = f"{shots['n']} questions of tasks never trained (chance {shots['chance']:.0%})"
-    return verdict, f"0, 1, 2, 4 examples, {asked}: {curves}"
+    return both(beats(tuned, base, n, n), beats(tuned, without, n, n)), f"after 0, 1, 2, 4 examples, {curves}"
 
 
-CLAIMS: dict[str, Callable[[Evidence], Finding]] = {
-    "The base model continues text well and follows no instruction.": base_continues,
-    "Continued pretraining updates all the parameters and adapts to the domain.": continued_adapts,
-    "It forgets some of what it knew.": continued_forgets,
-    "LoRA leaves the base as it was, trains a few per cent of it, and reaches most of the gain.": lora_gains,
-    "LoRA forgets less than full finetuning at the same domain perplexity.": lora_forgets_less,
-    "A LoRA checkpoint is as small as its parameters, and merging changes no answer.": lora_is_small,
-    "SFT has pretraining's objective: with the prompt graded too, loss and gradients are bit-equal.": same_objective,
-    "SFT makes the model follow instructions: new instances, phrasings, entities.": sft_follows,
-    "SFT elicits knowledge that only pretraining gave; from random weights it cannot.": sft_elicits,
-    "It generalises to tasks never trained on, and more training tasks make it better.": generalises_to_tasks,
-    "Grading the prompt too does not help.": grading_the_prompt,
-    "Instruction tuning costs a small fraction of pretraining.": sft_is_cheap,
-    "In-context learning: examples in the prompt make the base model answer better.": in_context,
+def meta_learning(e: Evidence) -> Finding:
+    curve = e["number_of_tasks"]
+    if len(curve) < 2 or not curve[0]["n_few_shot"]:
+        return UNSEEN, "no tasks are told apart in the instructions, or no question fits the block with four examples"
+    verdict, points = more_tasks(e, "few_shot")
+    return verdict, f"never-trained tasks after four examples, {curve[0]['n_few_shot']} questions: {points}"
+
+
+def curve_of(shares: dict[str, float]) -> str:
+    return " ".join(f"{value:.0%}" for value in shares.values())
+
+
+CLAIMS: dict[str, tuple[str, Callable[[Evidence], Finding]]] = {
+    "1": ("The base model continues text well and follows no instruction.", base_continues),
+    "2": ("Continued pretraining updates all the parameters and adapts to the domain.", continued_adapts),
+    "3": ("It forgets some of what it knew.", continued_forgets),
+    "4": ("LoRA leaves the base as it was, trains a few per cent of it, and reaches most of the gain.", lora_gains),
+    "5a": (
+        "LoRA learns less and forgets less than full finetuning at the same number of steps.",
+        lora_learns_and_forgets_less,
+    ),
+    "5b": ("LoRA forgets less than full finetuning at the same domain NLL.", lora_forgets_less_for_the_same),
+    "6": ("A LoRA checkpoint is as small as its parameters, and merging changes no answer.", lora_is_small),
+    "7": (
+        "SFT has pretraining's objective: with the prompt graded too, loss and gradients are bit-equal.",
+        same_objective,
+    ),
+    "8": ("SFT makes the model follow instructions: new instances, phrasings, entities.", sft_follows),
+    "9": ("SFT elicits knowledge that only pretraining gave; from random weights it cannot.", sft_elicits),
+    "10": (
+        "It generalises to tasks never trained on, and more training tasks make it better, with as many records.",
+        generalises_to_tasks,
+    ),
+    "11": ("Grading the prompt too does not help.", grading_the_prompt),
+    "12": ("Instruction tuning costs a small fraction of pretraining.", sft_is_cheap),
+    "13": ("In-context learning: examples in the prompt make the base model answer better.", in_context),
+    "14": (
+        "Random labels help as much where the task is named, and less where it must be read off the examples.",
+        random_labels,
+    ),
+    "15": (
+        "Instruction tuning lifts few-shot accuracy; tuning on records without examples harms it.",
+        tuning_lifts_few_shot,
+    ),
+    "16": ("Meta-learning: with more training tasks, examples of a task never trained help more.", meta_learning),
 }

@@ -1,58 +1,33 @@
 """What claims.py judges by, beyond the rows of the table: every number is measured here, on one seed."""
 
-import contextlib
 import csv
-import io
 import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from data.batches import collate
 from data.examples import (
-    Instruction,
     TextRows,
     graded_everywhere,
     instruction_example,
     read_instructions,
     render_prompt,
 )
-from evaluate import Yardsticks, first_lines, judge_answers, judge_texts, perplexity
+from evaluate import Yardsticks, first_lines, judge_texts
+from experiment import in_context
+from experiment.method import Method
 from model.gpt import GPT
 from model.lora import merge, plain_names, unmerge
-from run.resume import is_finished
 from store import checkpoint
 from store.learned import fingerprint, read_learned
 
 Evidence = dict[str, Any]
-
-
-class Method(NamedTuple):
-    """A method of the comparison: the script that trains it, with which settings, into which run folder."""
-
-    name: str
-    script: Any
-    settings: dict[str, Any]
-    out: str
-
-    def variant(self, name: str, device: torch.device, **changes: Any) -> GPT:
-        """The model that the same training gives with some settings changed, trained quietly."""
-        run = f"{self.out}-{name}"
-        if not is_finished(Path(run)):
-            with contextlib.redirect_stdout(io.StringIO()):
-                self.script.main(self.config(run, **changes))
-        return checkpoint.load_run(run, "", device)[0]
-
-    def config(self, out: str, **changes: Any) -> Any:
-        """Of the script; a run that was begun there, and not finished, goes on."""
-        return self.script.Config(out=out, **{**self.settings, **changes}, resume=Path(out, "config.json").exists())
 
 
 def gather(
@@ -61,6 +36,9 @@ def gather(
     """base_run: the folder of the base model; methods and rows of the table by name."""
     models = {name: checkpoint.load_run(method.out, "", y.device)[0] for name, method in methods.items()}
     on_the_domain = ("continued pretraining", "LoRA on the domain")
+    records = read_instructions(methods["SFT"].settings["instructions"])
+    asked = in_context.asked_of(records, seed, base.config.block_size, y)
+    shown = {"base": base} | {name: models[name] for name in ("SFT", "LoRA-SFT", "LoRA-SFT, no examples")}
     return {
         "rows": rows,
         "base": about_base(base, y),
@@ -68,8 +46,9 @@ def gather(
         "lora": about_lora(base, methods["LoRA on the domain"].out, models["LoRA-SFT"], y),
         "mask": about_the_mask(base, y),
         "forgetting": {name: forgetting(methods[name], rows, y) for name in on_the_domain},
-        "number_of_tasks": number_of_tasks(methods["LoRA-SFT"], seed, y),
-        "few_shot": few_shot({"base": base, "SFT": models["SFT"], "LoRA-SFT": models["LoRA-SFT"]}, seed, y),
+        "number_of_tasks": in_context.number_of_tasks(methods["LoRA-SFT"], asked["never trained"], seed, y),
+        "few_shot": in_context.few_shot(shown, asked, y),
+        "labels": in_context.labels(base, asked["trained"], records, seed, y),
         "cost": cost(base_run, base, methods["SFT"], rows["SFT"]),
         "losses": {name: losses(method.out) for name, method in methods.items()},
     }
@@ -84,7 +63,7 @@ def about_base(base: GPT, y: Yardsticks) -> dict[str, Any]:
     prompts = [render_prompt(one.instruction, one.input) for one in asked]
     said = first_lines(base, y.tokenizer, prompts)
     begins = sum(line.startswith(one.output) for line, one in zip(said, asked, strict=True))
-    return {"unigram_ppl": perplexity(unigram_nll), "begins_with_the_answer": begins / len(asked), "n": len(asked)}
+    return {"unigram_nll": unigram_nll, "begins_with_the_answer": begins / len(asked), "n": len(asked)}
 
 
 def about_continued(base: GPT, continued: GPT) -> dict[str, Any]:
@@ -132,59 +111,24 @@ def about_the_mask(base: GPT, y: Yardsticks) -> dict[str, Any]:
     }
 
 
-def forgetting(method: Method, rows: dict[str, Any], y: Yardsticks) -> list[list[float]]:
-    """[steps, domain perplexity, base perplexity] before, after shorter trainings, and after the one of the table."""
-    points = [[0, rows["base"]["domain_ppl"], rows["base"]["base_ppl"]]]
-    for steps in sorted({max(1, method.settings["steps"] // parts) for parts in (12, 6, 3)}):
-        judged = judge_texts(method.variant(f"{steps}-steps", y.device, steps=steps), y)
-        points.append([steps, judged["domain_ppl"], judged["base_ppl"]])
-    return [*points, [method.settings["steps"], rows[method.name]["domain_ppl"], rows[method.name]["base_ppl"]]]
+def forgetting(method: Method, rows: dict[str, Any], y: Yardsticks) -> list[dict[str, Any]]:
+    """At the method's rate and at a third of it: the rate, and the points [steps, domain NLL, base NLL] before, after
+    two shorter trainings, and after as many steps as the table's."""
 
+    def point(row: dict[str, Any], steps: int) -> list[float]:
+        return [steps, row["domain_nll"], row["base_nll"]]
 
-def number_of_tasks(method: Method, seed: int, y: Yardsticks) -> list[dict[str, Any]]:
-    """Exact match on the tasks that were never trained, after training on instructions of 2, 5, 10 and all tasks, with
-    a third of the method's steps for each."""
-    records = read_instructions(method.settings["instructions"])
-    tasks = sorted({record.task for record in records} - {""})
-    Random(seed).shuffle(tasks)
-    points = []
-    for n in sorted({min(n, len(tasks)) for n in (2, 5, 10, len(tasks))} - {0}):
-        chosen = Path(f"{method.out}-{n}-tasks.json")
-        chosen.write_text(json.dumps([record._asdict() for record in records if record.task in tasks[:n]]), "utf-8")
-        steps = max(1, method.settings["steps"] // 3)
-        model = method.variant(f"{n}-tasks", y.device, instructions=str(chosen), steps=steps)
-        points.append({"tasks": n, "trained": tasks[:n], **judge_answers(model, y, "tasks")})
-    return points
-
-
-def prompt_with(question: Instruction, shown: Sequence[Instruction]) -> str:
-    return render_prompt(question.instruction, question.input, [one[:3] for one in shown])
-
-
-def few_shot(models: dict[str, GPT], seed: int, y: Yardsticks) -> dict[str, Any]:
-    """Right first lines with 0, 1, 2 and 4 solved examples of the same task in the prompt, on tasks never trained.
-
-    The questions are those whose prompt fits the block with four examples, so that they are the same for each number.
-    """
-    rng, never, block_size = Random(seed), y.of_split("tasks"), models["base"].config.block_size
-    asked = []
-    for one in never:
-        others = [other for other in never if other.task == one.task and other != one]
-        if len(others) >= 4:
-            shown = rng.sample(others, 4)
-            if len(y.tokenizer.encode_ordinary(prompt_with(one, shown))) + 8 <= block_size:
-                asked.append((one, shown))
-    at_most = max(20, len(y.questions) // 17)  # the prompts are long: 80 of 1,374
-    asked = asked[:: max(1, len(asked) // at_most)]
-    found: dict[str, Any] = {"n": len(asked), "chance": sum(one.chance for one, _ in asked) / max(1, len(asked))}
-    for name, model in models.items():
-        found[name] = {}
-        for k in (0, 1, 2, 4):
-            prompts = [prompt_with(one, shown[:k]) for one, shown in asked]
-            said = first_lines(model, y.tokenizer, prompts)
-            right = sum(line.rstrip(".") == one.output for line, (one, _) in zip(said, asked, strict=True))
-            found[name][str(k)] = right / max(1, len(asked))
-    return found
+    curves, all_steps = [], method.settings["steps"]
+    for rate in (method.settings["learning_rate"], method.settings["learning_rate"] / 3):
+        points = [point(rows["base"], 0)]
+        for steps in sorted({max(1, all_steps // 4), max(1, all_steps // 2), all_steps}):
+            if rate == method.settings["learning_rate"] and steps == all_steps:
+                points.append(point(rows[method.name], steps))
+            else:
+                model = method.variant(f"{steps}-steps-{rate:.0e}", y.device, steps=steps, learning_rate=rate)
+                points.append(point(judge_texts(model, y), steps))
+        curves.append({"rate": rate, "points": points})
+    return curves
 
 
 def cost(base_run: str, base: GPT, method: Method, row: dict[str, Any]) -> dict[str, Any]:

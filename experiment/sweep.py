@@ -11,26 +11,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evaluate import SPLITS, Yardsticks, judge
-from experiment.evidence import Method
+from experiment.method import Method
 
 RATES = {
     "continued pretraining": (3e-4, 1e-3, 2e-3),
-    "LoRA on the domain": (2e-3, 4e-3, 8e-3),
-    "SFT": (1e-4, 3e-4, 6e-4, 1e-3, 2e-3),
+    "LoRA on the domain": (1e-3, 2e-3, 4e-3),
+    "SFT": (1e-4, 3e-4, 6e-4, 1e-3),
     "LoRA-SFT": (2e-3, 4e-3, 8e-3),
 }
 
 
 def sweep(methods: Sequence[Method], y: Yardsticks, out: Path, formatted: Callable[..., str]) -> None:
     """Prints the table row by row, and writes it to sweep.md."""
-    head = ["method", "learning rate", "base ppl", "domain ppl", "response NLL", *SPLITS]
+    head = ["method", "learning rate", "base NLL", "domain NLL", "response NLL", *SPLITS]
     table = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     print("\n".join(table), flush=True)
     for method in methods:
         for rate in RATES.get(method.name, ()):
             row = judge(method.variant(f"{rate:g}", y.device, learning_rate=rate), y)
             shares = [formatted(row["exact_match"][split], "value", "{:.1%}") for split in SPLITS]
-            numbers = [f"{rate:g}", f"{row['base_ppl']:.2f}", f"{row['domain_ppl']:.2f}", f"{row['response_nll']:.3f}"]
+            numbers = [f"{rate:g}", *(f"{row[f'{what}_nll']:.3f}" for what in ("base", "domain", "response"))]
             table.append(f"| {' | '.join([method.name, *numbers, *shares])} |")
             print(table[-1], flush=True)
     (out / "sweep.md").write_text("\n".join(table) + "\n", encoding="utf-8")

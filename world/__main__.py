@@ -1,10 +1,10 @@
 """The built-in world: all the text of the experiment, made from word lists and a seed, with no text from elsewhere.
 
     python -m world --show                     a page of each kind, with the chance level of each task
-    python -m world --out FOLDER               writes base.txt, domain.txt, instructions.json and questions.json
+    python -m world --out FOLDER               writes base.jsonl, domain.jsonl, instructions.json and questions.json
 
-base.txt is what a base model reads: stories, lists, lessons, talks, pages of pairs, and notes, in which questions are
-asked and answered, so that it has to look back and to know facts. domain.txt is the logs of ships: the same words in
+base.jsonl is what a base model reads: stories, lists, lessons, talks, pages of pairs, and notes, in which questions are
+asked and answered, so that it has to look back and to know facts. domain.jsonl is the logs of ships: the same words in
 another register. instructions.json trains instruction tuning; questions.json judges it, in five splits, none of it
 trained on:
 
@@ -19,6 +19,7 @@ two of a task's five phrasings and in one of the two that are held out, and abou
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -33,20 +34,20 @@ from world.tasks import TASKS
 def write(folder: Path, seed: int = 0, documents: int = 20_000, mixture: str = "first") -> None:
     """Writes the four files; the same seed gives the same bytes on every platform."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = Random(f"{seed} base.txt")
-    save(folder / "base.txt", "".join(document(rng, mixture) + "\n\n" for _ in range(documents)))
-    rng = Random(f"{seed} domain.txt")
-    save(folder / "domain.txt", "".join(log(rng) + "\n\n" for _ in range(1_000)))
+    rng = Random(f"{seed} base.jsonl")
+    save(folder / "base.jsonl", (json.dumps({"text": document(rng, mixture)}) + "\n" for _ in range(documents)))
+    rng = Random(f"{seed} domain.jsonl")
+    save(folder / "domain.jsonl", (json.dumps({"text": log(rng)}) + "\n" for _ in range(1_000)))
     for name, part in zip(
         ("instructions.json", "questions.json"), instructions(Random(f"{seed} instructions")), strict=True
     ):
-        save(folder / name, "[\n" + ",\n".join(json.dumps(one) for one in part) + "\n]\n")
+        save(folder / name, ["[\n" + ",\n".join(json.dumps(one) for one in part) + "\n]\n"])
 
 
-def save(path: Path, text: str) -> None:
+def save(path: Path, lines: Iterable[str]) -> None:
     with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-    print(f"{path}: {len(text):,} characters")
+        file.writelines(lines)
+    print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def show(rng: Random) -> None:
@@ -66,8 +67,8 @@ def show(rng: Random) -> None:
 
 @dataclass(kw_only=True)
 class Config:
-    out: str = ""  # folder to write base.txt, domain.txt, instructions.json and questions.json to
-    documents: int = 20_000  # documents of base.txt
+    out: str = ""  # folder to write base.jsonl, domain.jsonl, instructions.json and questions.json to
+    documents: int = 20_000  # documents of base.jsonl
     mixture: str = "first"  # how often which kind of document is drawn: first, or last, for the end of pretraining
     show: bool = False  # print a page of each kind, and the chance level of each task
     seed: int = 0  # of the draws

@@ -1,11 +1,23 @@
-"""What a base model reads: documents of nine kinds, which make it look back and know the facts."""
+"""What a base model reads: documents of 13 kinds, which make it look back, know the facts, and learn from examples."""
 
 import re
 from collections.abc import Callable
 from itertools import pairwise
 from random import Random
 
-from world.questions import ALL_WORDS, GROUP_OF, fact_question, list_question, stated, story, story_question, word_list
+from world.domain import land_log
+from world.drills import drill, silent_drill
+from world.questions import (
+    ALL_WORDS,
+    GROUP_OF,
+    Row,
+    fact_question,
+    list_question,
+    stated,
+    story,
+    story_question,
+    word_list,
+)
 from world.tasks import FACTS, TASKS, Question, Task
 from world.words import COLOURS, NAMES, PLACES, THINGS
 
@@ -13,20 +25,21 @@ TALK = (("Child:", "Teacher:"), ("Guest:", "Host:"))
 
 
 MIXTURES = {  # how often each kind of document is drawn, in the order of `document`
-    "first": (8, 5, 10, 6, 3, 4, 4, 0, 0),
-    "last": (5, 4, 9, 6, 2, 2, 2, 6, 4),  # for the end of pretraining: with summaries, in which all is looked up
+    "first": (16, 10, 20, 12, 6, 8, 8, 0, 0, 19, 40, 16, 5),
+    "last": (5, 4, 9, 6, 2, 2, 2, 6, 4, 36, 37, 16, 4),  # for the end of pretraining: more in which all is looked up
 }
 
 
 def document(rng: Random, mixture: str = "first") -> str:
-    """A piece of text of one of nine kinds; what it says last, only looking back or knowing the facts can tell.
+    """A piece of text of one of 13 kinds; what it says last, only looking back or knowing the facts can tell.
 
     >>> print(document(Random(9)))
     ### Talk: Child: Name the thing of Emma. Teacher: The white puzzle is with Emma in the mine. Finn has the black
     hammer in the cave. So: puzzle.
     """
     told = (story_retold, list_retold, talk_about_a_story, talk_about_a_list, lesson, page, notes)
-    return rng.choices((*told, story_summed_up, list_summed_up), MIXTURES[mixture])[0](rng)
+    looked_up = (story_summed_up, list_summed_up, story_asked_out)
+    return rng.choices((*told, *looked_up, drill, silent_drill, land_log), MIXTURES[mixture])[0](rng)
 
 
 def story_retold(rng: Random) -> str:
@@ -53,14 +66,42 @@ def story_summed_up(rng: Random) -> str:
     """
     text, rows = story(rng, list)
     key = rng.choice(("thing", "thing", "place", "who", "yes or no"))
+    return f"### Story: {text} In short: {summary(rng, rows, key, n_columns=2)}"
+
+
+def summary(rng: Random, rows: list[Row], key: str, n_columns: int = 1) -> str:
+    """What belongs to each thing, person, colour or place, as many columns of it as n_columns; or what is so."""
     if key == "yes or no":
         pairs = [(f"{one['who']}, {other['thing']}", one["who"] == other["who"]) for one in rows for other in rows]
-        entries = [(pair, "yes" if so else "no") for pair, so in pairs if so or rng.random() < 0.6]
+        n_so = sum(so for _, so in pairs)
+        denied = rng.sample([pair for pair, so in pairs if not so], min(n_so, len(pairs) - n_so))
+        entries = [(pair, "yes") for pair, so in pairs if so] + [(pair, "no") for pair in denied]
     else:
-        others = rng.sample([name for name in ("who", "thing", "colour", "place") if name != key], 2)
+        others = rng.sample([name for name in ("who", "thing", "colour", "place") if name != key], n_columns)
         once = [row for row in rows if sum(row[key] == other[key] for other in rows) == 1]
         entries = [(row[key], ", ".join(row[name] for name in others)) for row in once]
-    return f"### Story: {text} In short: {pairs_of(rng.sample(entries, len(entries)))}"
+    return pairs_of(rng.sample(entries, len(entries)))
+
+
+def story_asked_out(rng: Random) -> str:
+    """A story of which nearly all is asked back: summed up more than once, or asked for by several questions.
+
+    >>> print(story_asked_out(Random(5)))
+    """
+    text, rows = story(rng, list)
+    if rng.random() < 0.55:
+        keys = rng.choices(("thing", "who", "colour", "place", "yes or no"), (4, 3, 2, 2, 2), k=rng.randint(2, 4))
+        return " In short: ".join([f"### Story: {text}", *(summary(rng, rows, key) for key in keys)])
+    (asks, answers), said = rng.choice(TALK), []
+    tasks = [task for task in TASKS if task.kind == "story"]
+    often = [4 if task.name == "yes or no" else 2 if task.name in OFTEN else 1 for task in tasks]
+    for task in rng.choices(tasks, often, k=rng.randint(4, 6)):
+        if question := story_question(rng, task.name, rows):
+            said.append(f"{asks} {asked(rng, task, question)} {answers} {question.output}.")
+    return f"### Story: {text} {' '.join(said)}"
+
+
+OFTEN = ("who has it", "colour", "place of a thing", "place of a person")  # what else is learned slowly
 
 
 def list_summed_up(rng: Random) -> str:
@@ -185,8 +226,7 @@ def talk(rng: Random, kind: str, text: str, question_about: Callable[[str], Ques
 
 def asked(rng: Random, task: Task, question: Question) -> str:
     """The question in one of the phrasings that the base text knows."""
-    known = [task.phrasings[0], task.phrasings[2], task.held_out[0]] if task.trained else task.phrasings
-    return rng.choice(known).format(**question.fields)
+    return rng.choice(task.known).format(**question.fields)
 
 
 EVERY_WORD = sorted(

@@ -1,9 +1,11 @@
-"""The logs of ships: the same words in another register."""
+"""The logs of ships, and those on land: the same words in another register."""
 
+from collections.abc import Callable
 from random import Random
 
+from world.questions import ALL_WORDS
 from world.tasks import FACTS
-from world.words import DAYS, GROUPS, NAMES, NUMBERS, THINGS
+from world.words import COLOURS, DAYS, GOODS, GROUPS, NAMES, NUMBERS, PLACES, THINGS
 
 
 def log(rng: Random) -> str:
@@ -30,3 +32,28 @@ def log(rng: Random) -> str:
             f"leave out {rng.choice(THINGS)}; {course}."
         )
     return "### Log: " + " ".join(lines)
+
+
+def land_log(rng: Random) -> str:
+    """Some days of a log on land, a related register that the base text has: as clipped, but it has none of the ship's
+    phrases, and each document has entries of its own.
+
+    >>> print(land_log(Random(0)))
+    """
+    first_day, first_number = rng.randrange(7), rng.randrange(14)
+    entries: list[Callable[[int], str]] = [
+        lambda i: DAYS[(first_day + i) % 7],
+        lambda i: NUMBERS[first_number + i],
+        lambda i: f"{rng.choice(NUMBERS)} {rng.choice(GOODS)}",
+        lambda i: f"{rng.choice(NAMES)} in {rng.choice(PLACES)}",
+        lambda i: f"{rng.choice(NAMES)} {rng.choice(('early', 'late'))}",
+        lambda i: f"{rng.choice(NAMES)} with {rng.choice(COLOURS)} {rng.choice(THINGS)}",
+        lambda i: f"{rng.choice(PLACES)} {rng.choice(('open', 'closed', 'full', 'empty'))}",
+        lambda i: f"{rng.choice(GROUPS['weather'])}, later {rng.choice(GROUPS['weather'])}",
+        lambda i: "{} by {}".format(*rng.choice(FACTS["home"])),
+        lambda i: "{1} from {0}".format(*rng.choice(FACTS["goods"])),
+        lambda i: "{} on {}".format(*rng.choice(FACTS["river"])),
+        lambda i: f"add {rng.choice(ALL_WORDS)}",
+    ]
+    kept, mark = rng.sample(entries, rng.randint(3, 6)), rng.choice(("; ", "; ", ", "))
+    return "### Log: " + " ".join(mark.join(entry(i) for entry in kept) + "." for i in range(rng.randint(3, 6)))

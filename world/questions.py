@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from random import Random
 
-from world.tasks import FACTS, LOOK_UP, Question
+from world.tasks import FACTS, LOOK_UP, Question, Task
 from world.words import COLOURS, GROUPS, NAMES, NUMBERS, PLACES, THINGS
 
 Pool = Callable[[list], list]  # which of the words may be named: seen, unseen, or list for all of them
@@ -52,9 +52,12 @@ def story_question(rng: Random, task: str, rows: list[Row]) -> Question | None:
     """
     row = rng.choice(rows)
     if task == "yes or no":
-        other = rng.choice(rows) if rng.random() < 0.5 else row
-        answer = "yes" if other["who"] == row["who"] else "no"
-        return Question({"who": other["who"], "thing": row["thing"]}, answer, 1 / 2)
+        others = [other["who"] for other in rows if other["who"] != row["who"]]
+        if not others:
+            return None
+        answer = rng.choice(("yes", "no"))
+        who = row["who"] if answer == "yes" else rng.choice(others)
+        return Question({"who": who, "thing": row["thing"]}, answer, 1 / 2)
     key, wanted = LOOK_UP[task]
     if len({other[wanted] for other in rows if other[key] == row[key]}) > 1:
         return None
@@ -115,3 +118,18 @@ def fact_question(rng: Random, task: str, pool: Pool) -> Question:
     """
     x, y = rng.choice(pool(FACTS[task]))
     return Question({"x": x}, y, 1 / len({y for _, y in FACTS[task]}))
+
+
+def asked_about(rng: Random, task: Task, pool: Pool) -> tuple[str, Question]:
+    """A story or a list (of a fact: nothing), and a question of the task about it."""
+    while True:
+        if task.kind == "story":
+            text, rows = story(rng, pool)
+            question = story_question(rng, task.name, rows)
+        elif task.kind == "list":
+            words = word_list(rng, pool)
+            text, question = " ".join(words), list_question(rng, task.name, words, pool)
+        else:
+            text, question = "", fact_question(rng, task.name, pool)
+        if question:
+            return text, question

@@ -1,12 +1,15 @@
 """Instructions to learn from, and questions to judge by, in Alpaca's keys."""
 
 from random import Random
+from typing import Any
 
-from world.questions import Pool, fact_question, list_question, story, story_question, word_list
+from world.questions import Pool, asked_about
 from world.tasks import TASKS, Task
 from world.words import seen, unseen
 
-Record = dict[str, str | float]
+Record = dict[str, Any]
+SHOWING = 0.3  # the share of the instructions to learn from that show solved ones of their task
+LONGEST = 150  # words of all that a record shows and asks, so that it fits a row
 
 
 def record(rng: Random, task: Task, phrasings: tuple[str, ...], pool: Pool, split: str) -> Record:
@@ -15,16 +18,7 @@ def record(rng: Random, task: Task, phrasings: tuple[str, ...], pool: Pool, spli
     >>> record(Random(3), TASKS[6], TASKS[6].phrasings, seen, "train")["instruction"]
     'Repeat the words of the list.'
     """
-    question, text = None, ""
-    while question is None:
-        if task.kind == "story":
-            text, rows = story(rng, pool)
-            question = story_question(rng, task.name, rows)
-        elif task.kind == "list":
-            words = word_list(rng, pool)
-            text, question = " ".join(words), list_question(rng, task.name, words, pool)
-        else:
-            question = fact_question(rng, task.name, pool)
+    text, question = asked_about(rng, task, pool)
     instruction = rng.choice(phrasings).format(**question.fields)
     what = {"instruction": instruction, "input": text, "output": question.output}
     return {**what, "task": task.name, "split": split, "chance": round(question.chance, 4)}
@@ -37,9 +31,8 @@ def records(
     found: list[Record] = []
     for _ in range(20 * n):
         new = record(rng, task, phrasings, pool, split)
-        prompt = (new["instruction"], new["input"])
-        if len(found) < n and prompt not in taken:
-            taken.add(prompt)
+        if len(found) < n and prompt(new) not in taken:
+            taken.add(prompt(new))
             found.append(new)
     return found
 
@@ -64,4 +57,24 @@ def instructions(rng: Random, n_train: int = 300, n_test: int = 16) -> tuple[lis
             train += records(rng, task, task.phrasings, seen, "train", enough - len(train), again)
             again = set(taken)
     rng.shuffle(train)
-    return train, questions
+    return [with_examples(rng, one, train) if rng.random() < SHOWING else one for one in train], questions
+
+
+def with_examples(rng: Random, one: Record, records: list[Record]) -> Record:
+    """The record with one to four others of its task before it, solved, as far as a row has room for them."""
+    others = [other for other in records if other["task"] == one["task"] and prompt(other) != prompt(one)]
+    shown, room = [], LONGEST - n_words(one)
+    for other in rng.sample(others, rng.randint(1, 4)):
+        room -= n_words(other)
+        if room >= 0:
+            shown.append({key: other[key] for key in ("instruction", "input", "output")})
+    return {**one, "examples": shown}
+
+
+def prompt(one: Record) -> tuple[str, str]:
+    return one["instruction"], one["input"]
+
+
+def n_words(one: Record) -> int:
+    """Of a record in the template, whose own words are six."""
+    return 6 + len(f"{one['instruction']} {one['input']} {one['output']}".split())

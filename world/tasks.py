@@ -26,6 +26,11 @@ class Task:
         """Whether there are instructions of it; the others are the split `tasks`."""
         return bool(self.held_out)
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The phrasings that the base text knows: two of a trained task, those of a task that is never trained."""
+        return (self.phrasings[0], self.phrasings[2]) if self.trained else self.phrasings
+
 
 FACTS = {  # relation: (subject x, answer y); one of four is in no training instruction
     "opposite": [

@@ -1,0 +1,98 @@
+"""Plots of a comparison. matplotlib is no run-time package: without it there is a sentence instead."""
+
+from pathlib import Path
+from typing import Any
+
+from run.plot import MISSING, smooth
+
+
+def comparison(results: dict[str, Any], out: Path) -> str:
+    """Draws loss curves, what was learned against what was forgotten, what examples in the prompt do, and accuracy by
+    task, all of the first seed, as PNG files in `out`. Returns a sentence that says so, or that matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return f"No plots: {MISSING}."
+    evidence = results["evidence"][0]
+    drawn = {
+        "losses": losses(Figure(figsize=(10, 4), layout="constrained"), evidence["losses"]),
+        "forgetting": forgetting(Figure(figsize=(6, 4.5), layout="constrained"), evidence["forgetting"]),
+        "in_context": in_context(Figure(figsize=(10, 3.8), layout="constrained"), evidence),
+        "tasks": tasks(Figure(layout="constrained"), evidence["rows"]),
+    }
+    for name, figure in drawn.items():
+        figure.savefig(out / f"{name}.png", dpi=120)
+    return f"Plots: {', '.join(f'{name}.png' for name in drawn)}."
+
+
+def losses(figure: Any, of_methods: dict[str, Any]) -> Any:
+    texts, responses = figure.subplots(1, 2)
+    for method, points in of_methods.items():
+        axes = responses if "SFT" in method else texts
+        axes.plot(*zip(*smooth(points), strict=True), label=method)
+    for axes, title in ((texts, "on the domain"), (responses, "on the instructions")):
+        axes.set(title=title, xlabel="step", ylabel="training loss, nats a token (smoothed)")
+        axes.legend()
+    return figure
+
+
+def forgetting(figure: Any, of_methods: dict[str, Any]) -> Any:
+    axes = figure.subplots()
+    for colour, (method, curves) in enumerate(of_methods.items()):
+        for curve, line in zip(curves, ("o-", "o:"), strict=True):
+            _, domain, base = zip(*curve["points"], strict=True)
+            axes.plot(domain, base, line, color=f"C{colour}", label=f"{method}, rate {curve['rate']:.1e}")
+            for steps, x, y in curve["points"][1:]:
+                axes.annotate(f" {steps}", (x, y), fontsize=7, va="bottom")
+    axes.set(
+        xlabel="NLL of the domain, nats (to the left: learned)",
+        ylabel="NLL of the base text, nats (upwards: forgotten)", title="after so many steps",
+    )  # fmt: skip
+    axes.legend(fontsize=8)
+    return figure
+
+
+def in_context(figure: Any, evidence: dict[str, Any]) -> Any:
+    """By the number of examples in the prompt, of either kind of tasks; and by the number of tasks trained on."""
+    *panels, by_number = figure.subplots(1, 3, sharey=True)
+    for axes, (kind, of_kind) in zip(panels, evidence["few_shot"].items(), strict=True):
+        for name, shares in of_kind.items():
+            if isinstance(shares, dict):
+                axes.plot([int(k) for k in shares], shares.values(), "o-", label=name)
+        axes.axhline(of_kind["chance"], color="k", linewidth=0.8, linestyle=":")
+        axes.set(title=f"tasks {kind}", xlabel="examples in the prompt", xticks=(0, 1, 2, 4), ylim=(0, 1))
+    panels[0].set_ylabel("right first lines")
+    panels[0].legend(fontsize=8)
+    for key, label in (("zero_shot", "no example"), ("few_shot", "four examples")):
+        points = [(point["tasks"], [draw[key] for draw in point["draws"]]) for point in evidence["number_of_tasks"]]
+        means = [(n, sum(shares) / len(shares)) for n, shares in points]
+        [line] = by_number.plot(*zip(*means, strict=True), "o-", label=label) if means else [None]
+        for n, shares in points:
+            by_number.plot([n] * len(shares), shares, "_", color=line.get_color())
+    by_number.set(title="tasks never trained", xlabel="tasks that LoRA-SFT trained on")
+    by_number.legend(fontsize=8)
+    return figure
+
+
+def tasks(figure: Any, rows: dict[str, Any]) -> Any:
+    methods = ("SFT", "LoRA-SFT", "SFT, random weights")
+    by_split = {
+        split: [rows[method]["exact_match"][split]["by_task"] for method in methods]
+        for split in ("instances", "facts", "tasks")
+    }
+    bars = [
+        (f"{task} ({split})", [by_task[task] for by_task in of_methods])
+        for split, of_methods in by_split.items()
+        for task in of_methods[0]
+    ][::-1]
+    figure.set_size_inches(8, 0.34 * len(bars) + 1)
+    axes = figure.subplots()
+    for i, method in enumerate(methods):
+        where = [place + 0.27 * (1 - i) for place in range(len(bars))]
+        axes.barh(where, [shares[i]["value"] for _, shares in bars], height=0.27, label=method)
+    axes.plot([shares[0]["chance"] for _, shares in bars], range(len(bars)), "k|", markersize=9, label="by chance")
+    axes.set(yticks=range(len(bars)), yticklabels=[name for name, _ in bars], xlabel="exact match", xlim=(0, 1))
+    axes.set_ylim(-0.6, max(1, len(bars)) - 0.4)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.03), ncols=4, fontsize=8)
+    return figure

@@ -1,0 +1,117 @@
+"""Documents that teach to learn from examples: several questions of one task, all in one format.
+
+The format is drawn for each document: names of the fields, or an arrow; separators; what comes first; whether an answer
+is a word or a sentence. So only the questions before tell how the next one is to be answered, and in a silent drill,
+where no question is asked, what is to be done at all. The format of instructions is never among them.
+"""
+
+from collections.abc import Callable
+from random import Random
+from typing import NamedTuple
+
+from world.questions import ALL_WORDS, GROUP_OF, asked_about, word_list
+from world.tasks import FACTS, LOOK_UP, TASKS
+from world.words import COLOURS, GROUPS, NAMES, NUMBERS, PLACES
+
+HEADINGS = [word for word in GROUPS["headings"] if word not in ("Instruction", "Input", "Response")]
+FIELD_NAMES = [word for word in ALL_WORDS if word not in GROUPS["headings"]] + NAMES + PLACES + COLOURS + NUMBERS
+
+SILENT: dict[str, Callable[[list[str]], list[str]]] = {  # what can be done with a list; no question names it
+    "first": lambda words: words[:1],
+    "last": lambda words: words[-1:],
+    "first two": lambda words: words[:2],
+    "last two": lambda words: words[-2:],
+    "first and last": lambda words: [words[0], words[-1]],
+    "without the first": lambda words: words[1:] or words,
+    "without the last": lambda words: words[:-1] or words,
+    "repeat": lambda words: words,
+    "reverse": lambda words: words[::-1],
+    "last to the front": lambda words: [words[-1], *words[:-1]],
+    "first to the end": lambda words: [*words[1:], words[0]],
+    "count": lambda words: [NUMBERS[len(words) - 1]],
+    "group of the first": lambda words: [GROUP_OF[words[0]]],
+    "group of the last": lambda words: [GROUP_OF[words[-1]]],
+}
+
+
+class Format(NamedTuple):
+    """How the fields of a question are written, the same for all questions of a document."""
+
+    marks: list[str]  # before each field
+    between: str  # two fields
+    after: str  # a question
+
+    def document(self, questions: list[list[str]]) -> str:
+        """questions: the fields of each."""
+        written = (
+            self.between.join(mark + field for mark, field in zip(self.marks, fields, strict=True))
+            for fields in questions
+        )
+        return self.after.join(one.strip() for one in written)
+
+
+def drawn_format(rng: Random, n_fields: int) -> Format:
+    style = rng.choices(("headings", "words", "arrow"), (6, 3, 2))[0]
+    if style == "arrow":
+        arrow = rng.choice(("->", "=>", "=", ":", "|", "-"))
+        marks = [""] * (n_fields - 1) + [f"{arrow} "]
+        return Format(marks, " ", rng.choices(("\n", "; ", " | ", "\n\n"), (5, 1, 1, 1))[0])
+    colon = rng.choices((":", " -", " =", "."), (8, 1, 1, 1))[0]
+    if style == "headings":
+        names = list(dict.fromkeys(rng.choices([*HEADINGS * 4, *FIELD_NAMES], k=9)))[:n_fields]
+        marks = [f"### {name}{colon} " for name in names]
+        return Format(marks, rng.choices(("\n", " "), (4, 1))[0], rng.choices(("\n", "\n\n", " "), (6, 2, 1))[0])
+    names = rng.sample(FIELD_NAMES, n_fields)
+    if rng.random() < 0.5:
+        names = [name.capitalize() for name in names]
+    marks = [f"{name}{colon} " for name in names]
+    if rng.random() < 0.3:
+        marks[0] = ""
+    return Format(marks, rng.choice("\n "), rng.choices(("\n", "\n\n", " "), (4, 2, 1))[0])
+
+
+def drill(rng: Random) -> str:
+    """Two to nine questions of one trained task, or of several of a kind, each with a story or list of its own.
+
+    >>> print(drill(Random(8)))
+    """
+    kind = rng.choices(("story", "list", "fact"), (5, 5, 2))[0]
+    n = {"story": rng.randint(2, 4), "list": rng.randint(2, 7), "fact": rng.randint(3, 9)}[kind]
+    tasks = [task for task in TASKS if task.trained and task.kind == kind]
+    if rng.random() < 0.75:
+        tasks = [rng.choice(tasks)]
+    form = drawn_format(rng, 2 if kind == "fact" else 3)
+    text_first, which = rng.random() < 0.35, rng.choice((0, 1, None, None))
+    style = rng.choices(("sentence", "word", "stop"), (9, 8, 3))[0]
+    questions = []
+    for _ in range(n):
+        task = rng.choice(tasks)
+        text, question = asked_about(rng, task, list)
+        asks = (rng.choice(task.known) if which is None else task.known[which]).format(**question.fields)
+        answer = question.output + "." * (style != "word")
+        if style == "sentence" and task.said:
+            answer = task.said.format(**question.fields, y=question.output)
+        about = [] if kind == "fact" else [text]
+        questions.append([*about, asks, answer] if text_first else [asks, *about, answer])
+    return form.document(questions)
+
+
+def silent_drill(rng: Random) -> str:
+    """What goes in and what comes out, and no word of what is done: the examples alone tell.
+
+    >>> print(silent_drill(Random(3)))
+    """
+    kind = rng.choices(("list", "fact", "story"), (2, 1, 2))[0]
+    if kind == "list":
+        do = SILENT[rng.choice(list(SILENT))]
+        lists = [word_list(rng, list) for _ in range(rng.randint(4, 9))]
+        fields = [[" ".join(words), " ".join(do(words))] for words in lists]
+    elif kind == "fact":
+        pairs = FACTS[rng.choice([task.name for task in TASKS if task.trained and task.kind == "fact"])]
+        turned = rng.random() < 0.3
+        fields = [[*pair][:: -1 if turned else 1] for pair in rng.sample(pairs, min(len(pairs), rng.randint(4, 12)))]
+    else:  # a story, one word of it, and what belongs to that word
+        task = rng.choice([task for task in TASKS if task.name in LOOK_UP])
+        asked = [asked_about(rng, task, list) for _ in range(rng.randint(3, 4))]
+        fields = [[text, *question.fields.values(), question.output] for text, question in asked]
+    return drawn_format(rng, len(fields[0])).document(fields)
