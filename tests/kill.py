@@ -25,9 +25,9 @@ BUILTIN = ROOT / "data" / "builtin"
 SIZE = ["--block-size", "128", "--batch-size", "4", "--micro-batches", "2", "--dropout", "0.1"]
 LENGTH = ["--steps", "16", "--eval-every", "7", "--held-out", "0.005", "--keep-best", "--device", "cpu"]
 METHODS = {
-    "pretrain": ["train_pretrain.py", "--text", str(BUILTIN / "domain.txt")],
+    "pretrain": ["train_pretrain.py", "--text", str(BUILTIN / "domain.jsonl")],
     "sft": ["train_sft.py", "--instructions", str(BUILTIN / "instructions.json")],
-    "lora": ["train_lora.py", "--text", str(BUILTIN / "domain.txt"), "--lora-dropout", "0.1"],
+    "lora": ["train_lora.py", "--text", str(BUILTIN / "domain.jsonl"), "--lora-dropout", "0.1"],
     "lora-sft": ["train_lora.py", "--instructions", str(BUILTIN / "instructions.json"), "--pack"],
 }
 

@@ -28,7 +28,7 @@ def test_it_is_small_enough_to_ship():
 
 
 def test_it_has_the_perplexity_of_its_card():
-    _, held_out = from_text(BASE.parent / "base.txt", Reading(TOKENIZER, 256, 0.1))
+    _, held_out = from_text(BASE.parent / "base.jsonl", Reading(TOKENIZER, 256, 0.1))
     assert abs(perplexity(token_nll(MODEL, held_out, 32)) - of_the_card("perplexity \\*\\*#\\*\\*")) < 0.01
 
 

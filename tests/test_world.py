@@ -13,19 +13,24 @@ from types import SimpleNamespace
 
 import pytest
 
+from data.text import token_file
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
 from world import __main__ as command
-from world import base_text, domain, questions, records, tasks, words
+from world import base_text, domain, drills, questions, records, tasks, words
 
 BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
 SHA256 = {
-    "base.txt": "83696d56a42eb12e81289ecba716b8e2b6406aeaa9e668c69ba582caa799e7fb",
-    "domain.txt": "d48f2cf4d26cbcd6194ecec3cf8c6b13cc5eb2569283263dbae7cc76101a7669",
-    "instructions.json": "f7f05bb10f864dd5e72f508f06b12a726b56be2aa32302796a94ea84d64accc3",
-    "questions.json": "5121a57688a94ed4461f1745a3f1381fcab1af0e9b4b9d874d4300c62bff09db",
+    "base.jsonl": "90c130e8623f5bfe3cc3f37bac9aa056a86de0861e5c743e5b06fd663a74992d",
+    "domain.jsonl": "d29277104e2e2ed8b96f2c621d6c8fb70f2a7a10f7d1577945e82532d071cf13",
+    "instructions.json": "fd6fd56b16725a4e4f905a95625262650cbbe09aef3fb7f71899dc3e250e2828",
+    "questions.json": "659eb30b7f3272f58d31d8cb504fe7cff55fd75793c4790b5779dcef0eef9010",
 }
 TRAIN, QUESTIONS = (json.loads((BUILTIN / name).read_text()) for name in ("instructions.json", "questions.json"))
-MODULES = (words, tasks, questions, base_text, domain, records, command)
+BASE, DOMAIN = (
+    [json.loads(line)["text"] for line in (BUILTIN / name).read_text().splitlines()]
+    for name in ("base.jsonl", "domain.jsonl")
+)
+MODULES = (words, tasks, questions, drills, base_text, domain, records, command)
 world = SimpleNamespace(**{name: value for module in MODULES for name, value in vars(module).items()})
 TASKS = {task.name: task for task in world.TASKS}
 NAMED = (world.NAMES, world.PLACES, *world.GROUPS.values())
@@ -53,14 +58,21 @@ def test_another_seed_gives_another_world():
 
 
 def test_each_mixture_draws_the_kinds_of_document_that_it_names():
-    for mixture, kinds in (("first", 7), ("last", 9)):
-        assert len(world.MIXTURES[mixture]) == 9 and sum(weight > 0 for weight in world.MIXTURES[mixture]) == kinds
+    for mixture, kinds in (("first", 11), ("last", 13)):
+        assert len(world.MIXTURES[mixture]) == 13 and sum(weight > 0 for weight in world.MIXTURES[mixture]) == kinds
         drawn = [world.document(Random(i), mixture) for i in range(400)]
-        assert any(" In short: " in one for one in drawn) == any(" By groups: " in one for one in drawn) == (kinds == 9)
+        assert any(" By groups: " in one for one in drawn) == (kinds == 13)
+        assert any(" In short: " in one for one in drawn) and any(one.startswith("### Log: ") for one in drawn)
+
+
+def test_a_document_is_a_record_so_that_end_of_text_follows_each():
+    tokenizer = load_tokenizer(str(BUILTIN / "tokenizer.tiktoken"))
+    assert len(BASE) == 20_000 and len(DOMAIN) == 1_000
+    assert list(token_file(BUILTIN / "domain.jsonl", tokenizer)).count(tokenizer.eot_token) == 1_000
 
 
 def test_the_tokenizer_is_trained_on_the_base_text_and_has_a_token_for_each_word(tmp_path):
-    save_tokenizer(train_bpe([(BUILTIN / "base.txt").read_text()], 1088), tmp_path / "own")
+    save_tokenizer(train_bpe(BASE, 1088), tmp_path / "own")
     assert (tmp_path / "own").read_bytes() == (BUILTIN / "tokenizer.tiktoken").read_bytes()
     tokenizer = load_tokenizer(str(tmp_path / "own"))
     words = [*world.NAMES, *world.ALL_WORDS, *world.PLACES, *world.COLOURS, *world.NUMBERS, *world.TOWNS]
@@ -104,14 +116,14 @@ def test_questions_about_entities_name_only_held_out_words():
 
 
 def test_held_out_facts_are_stated_in_the_base_text_alone():
-    base = (BUILTIN / "base.txt").read_text()
+    base = "\n".join(BASE)
     asked = [record for record in QUESTIONS if record["split"] == "facts"]
     assert {record["task"] for record in asked} == {t.name for t in world.TASKS if t.kind == "fact" and t.trained}
     for relation in {record["task"] for record in asked}:
         for x, y in world.unseen(world.FACTS[relation]):
             task = TASKS[relation]
             asked_there = [
-                f"{task.phrasings[i].format(x=x)} {who}: {y}." for i in (0, 2, 3) for who in ("Teacher", "Host")
+                f"{task.phrasings[i].format(x=x)} {who}: {y}." for i in (0, 2) for who in ("Teacher", "Host")
             ]
             assert any(way in base for way in (task.said.format(x=x, y=y), f" {x}: {y}.", *asked_there)), (x, y)
             questions = {phrasing.format(x=x) for phrasing in task.phrasings}
@@ -119,10 +131,62 @@ def test_held_out_facts_are_stated_in_the_base_text_alone():
 
 
 def test_the_domain_is_in_the_words_of_the_base_but_says_nothing_of_it():
-    base, domain = ((BUILTIN / name).read_text() for name in ("base.txt", "domain.txt"))
-    assert set(re.findall(r"\w+", domain)) - set(re.findall(r"\w+", base)) == {"Log"}
+    base, domain = ("\n".join(texts) for texts in (BASE, DOMAIN))
+    assert set(re.findall(r"\w+", domain)) <= set(re.findall(r"\w+", base))
     said = [set(re.split(r" *[;.:\n] *", text)) for text in (base, domain)]
-    assert {phrase for phrase in said[0] & said[1] if " " in phrase} == set()
+    assert {phrase for phrase in said[0] & said[1] if " " in phrase} == {"### Log"}  # which land logs have too
+
+
+def test_the_base_text_asks_in_no_held_out_phrasing_and_asks_the_tasks_that_are_never_trained():
+    base = "\n".join(BASE).replace("Which words are rigging?", "Keep only the rigging.")  # not of the task "keep"
+
+    def is_asked(phrasing):
+        return bool(re.search(re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(phrasing)), base))
+
+    for task in world.TASKS:
+        assert [is_asked(phrasing) for phrasing in task.phrasings] == [one in task.known for one in task.phrasings] or (
+            task.name == "keep the rigging"
+        )
+        assert not any(is_asked(phrasing) for phrasing in task.held_out), task.name
+
+
+def test_drills_are_of_trained_tasks_in_another_format_than_instructions():
+    drawn = [world.drill(Random(i)) for i in range(2000)]
+    assert not re.search(r"^(### )?(Instruction|Input|Response)(:| -| =|\.) ", "\n".join(drawn), re.MULTILINE)
+    never = [phrasing for task in world.TASKS if not task.trained for phrasing in task.phrasings]
+    forms = "|".join(re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(phrasing)) for phrasing in never)
+    assert not [one for one in drawn if re.search(forms, one)]
+
+
+def test_a_silent_drill_does_the_same_to_all_its_lists(monkeypatch):
+    monkeypatch.setattr(drills, "drawn_format", lambda rng, n: drills.Format(["> "] * n, "\n", "\n\n"))
+    n_lists = 0
+    for seed in range(200):
+        pairs = [
+            [field[2:].split() for field in one.split("\n")] for one in drills.silent_drill(Random(seed)).split("\n\n")
+        ]
+        if all(len(pair) == 2 and {*pair[0]} <= {*world.ALL_WORDS} for pair in pairs) and len(pairs[0][0]) > 1:
+            assert any(all(do(given) == got for given, got in pairs) for do in world.SILENT.values()), pairs
+            n_lists += 1
+    assert n_lists > 50
+
+
+def test_three_in_ten_instructions_show_solved_ones_of_their_task_none_of_them_judged():
+    showing = [record for record in TRAIN if record.get("examples")]
+    assert abs(len(showing) / len(TRAIN) - 0.3) < 0.02
+    by_prompt = {(one["instruction"], one["input"]): one for one in TRAIN}
+    judged = {(one["instruction"], one["input"]) for one in QUESTIONS}
+    for record in showing:
+        shown = [(one["instruction"], one["input"]) for one in record["examples"]]
+        assert 1 <= len(shown) <= 4 and {by_prompt[one]["task"] for one in shown} == {record["task"]}
+        assert (record["instruction"], record["input"]) not in shown and not judged & set(shown)
+    assert not [record for record in QUESTIONS if "examples" in record]
+
+
+def test_yes_or_no_is_even():
+    for name in ("yes or no", "in the list"):
+        answers = [record["output"] for record in TRAIN if record["task"] == name]
+        assert abs(answers.count("yes") / len(answers) - 0.5) < 0.08, name
 
 
 def reading(text):

@@ -3,10 +3,11 @@
     python -m world --show                     a page of each kind, with the chance level of each task
     python -m world --out FOLDER               writes base.jsonl, domain.jsonl, instructions.json and questions.json
 
-base.jsonl is what a base model reads: stories, lists, lessons, talks, pages of pairs, and notes, in which questions are
-asked and answered, so that it has to look back and to know facts. domain.jsonl is the logs of ships: the same words in
-another register. instructions.json trains instruction tuning; questions.json judges it, in five splits, none of it
-trained on:
+base.jsonl is what a base model reads, a document a line: stories, lists, lessons, talks, pages of pairs, and notes, in
+which questions are asked and answered, so that it has to look back and to know facts; and drills, which ask the same
+again and again, so that it has to learn from examples. domain.jsonl is the logs of ships: the same words in another
+register. instructions.json trains instruction tuning; three in ten of its records show solved ones of their task.
+questions.json judges it, in five splits, none of it trained on:
 
     instances   new stories, lists and combinations, of the trained tasks in trained phrasings
     phrasings   trained tasks in words that no training instruction uses
@@ -15,7 +16,8 @@ trained on:
     tasks       whole tasks of which no instruction is trained on
 
 Every fourth word of a list is kept for the splits `entities` and `facts`. The base text knows all of them. It asks in
-two of a task's five phrasings and in one of the two that are held out, and about the tasks that are never trained too.
+two of a trained task's five phrasings and in none that is held out. It asks the never-trained tasks too, in the forms
+that `tasks` has: an instruction of them is new, they are not. Drills are of trained tasks alone.
 """
 
 import json

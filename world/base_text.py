@@ -33,9 +33,9 @@ MIXTURES = {  # how often each kind of document is drawn, in the order of `docum
 def document(rng: Random, mixture: str = "first") -> str:
     """A piece of text of one of 13 kinds; what it says last, only looking back or knowing the facts can tell.
 
-    >>> print(document(Random(9)))
-    ### Talk: Child: Name the thing of Emma. Teacher: The white puzzle is with Emma in the mine. Finn has the black
-    hammer in the cave. So: puzzle.
+    >>> print(document(Random(3)))
+    ### Talk: Guest: What does Paul have? Host: Leo has the red top in the school. The brown kite is with Tom in the
+    cave. In the cellar is Paul with the yellow spade. So: spade.
     """
     told = (story_retold, list_retold, talk_about_a_story, talk_about_a_list, lesson, page, notes)
     looked_up = (story_summed_up, list_summed_up, story_asked_out)
@@ -46,10 +46,9 @@ def story_retold(rng: Random) -> str:
     """A story, told again in another order and in other words, and questions about it.
 
     >>> print(story_retold(Random(4)))
-    ### Story: In the attic is Dan with the green shoe. The red cap is with Zoe in the kitchen. Told again: The
-    green shoe is with Dan in the attic. The red cap is with Zoe in the kitchen. Guest: Who has the red thing? Host:
-    Zoe. The one with the green thing is Dan. The cap is in the kitchen. Guest: Who is in the kitchen? Host: Zoe.
-    The one with the shoe is Dan. Guest: Does Zoe have the cap? Host: yes.
+    ### Story: In the attic is Dan with the green shoe. The red cap is with Zoe in the kitchen. Guest: Who has the
+    red thing? Host: Zoe. The one with the green thing is Dan. The cap is in the kitchen. Guest: Who is in the
+    kitchen? Host: Zoe. The one with the shoe is Dan. Guest: Tell me if Zoe has the cap. Host: yes.
     """
     text, rows = story(rng, list)
     again = "Told again: " + " ".join(stated(rng, row) for row in rng.sample(rows, len(rows)))
@@ -86,7 +85,10 @@ def summary(rng: Random, rows: list[Row], key: str, n_columns: int = 1) -> str:
 def story_asked_out(rng: Random) -> str:
     """A story of which nearly all is asked back: summed up more than once, or asked for by several questions.
 
-    >>> print(story_asked_out(Random(5)))
+    >>> print(story_asked_out(Random(3)))
+    ### Story: Sam has the pink glove in the attic. In the market is Emma with the white drum. In short: Sam: glove.
+    Emma: drum. In short: market: white. attic: pink. In short: Sam: attic. Emma: market. In short: pink: attic.
+    white: market.
     """
     text, rows = story(rng, list)
     if rng.random() < 0.55:
@@ -162,7 +164,8 @@ def talk_about_a_list(rng: Random) -> str:
     """A question that comes before the list which it is about.
 
     >>> print(talk_about_a_list(Random(2)))
-    ### Talk: Child: Write the words and add mast. Teacher: bee List Title lion. So: bee List Title lion mast.
+    ### Talk: Child: Repeat the list with mast at the end. Teacher: bee List Title lion. So: bee List Title lion
+    mast.
     """
     words = word_list(rng, list)
     return talk(rng, "list", f"{' '.join(words)}.", lambda task: list_question(rng, task, words, list))

@@ -38,7 +38,9 @@ def land_log(rng: Random) -> str:
     """Some days of a log on land, a related register that the base text has: as clipped, but it has none of the ship's
     phrases, and each document has entries of its own.
 
-    >>> print(land_log(Random(0)))
+    >>> print(land_log(Random(2)))
+    ### Log: fourteen; add hat; Tom with yellow drum. fifteen; add hen; Tess with green sock. sixteen; add fog; Zoe
+    with white doll. seventeen; add sail; Rosa with black saw. eighteen; add horse; Leo with pink scarf.
     """
     first_day, first_number = rng.randrange(7), rng.randrange(14)
     entries: list[Callable[[int], str]] = [

@@ -73,7 +73,11 @@ def drawn_format(rng: Random, n_fields: int) -> Format:
 def drill(rng: Random) -> str:
     """Two to nine questions of one trained task, or of several of a kind, each with a story or list of its own.
 
-    >>> print(drill(Random(8)))
+    >>> print(drill(Random(2)))
+    Olga: Tell me which group Title is in.
+    Anna: headings Olga: Tell me which group horse is in.
+    Anna: animals Olga: Tell me which group ball is in.
+    Anna: toys
     """
     kind = rng.choices(("story", "list", "fact"), (5, 5, 2))[0]
     n = {"story": rng.randint(2, 4), "list": rng.randint(2, 7), "fact": rng.randint(3, 9)}[kind]
@@ -100,6 +104,16 @@ def silent_drill(rng: Random) -> str:
     """What goes in and what comes out, and no word of what is done: the examples alone tell.
 
     >>> print(silent_drill(Random(3)))
+    glove rain
+    Yard: rain glove
+    Response whistle ladder
+    Yard: ladder whistle Response
+    Lesson hail Instruction
+    Yard: Instruction hail Lesson
+    fog rope
+    Yard: rope fog
+    crow frog mouse owl
+    Yard: owl mouse frog crow
     """
     kind = rng.choices(("list", "fact", "story"), (2, 1, 2))[0]
     if kind == "list":
