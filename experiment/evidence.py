@@ -16,6 +16,7 @@ from data.examples import (
     TextRows,
     graded_everywhere,
     instruction_example,
+    packed,
     read_instructions,
     render_prompt,
 )
@@ -89,7 +90,7 @@ def about_lora(base: GPT, domain_run: str, sft: GPT, y: Yardsticks) -> dict[str,
 
 def about_the_mask(base: GPT, y: Yardsticks) -> dict[str, Any]:
     """Loss and gradients of one batch of instructions: as plain text, as SFT with the prompt graded, and as SFT."""
-    sft = [instruction_example(one, y.tokenizer) for one in y.questions[: y.batch_size]]
+    sft = [instruction_example(one, y.tokenizer) for one in y.questions[:32]]
     as_text = [TextRows(np.append(one.inputs, one.targets[-1]), len(one.inputs))[0] for one in sft]
     found = {}
     for name, examples in (("text", as_text), ("graded", graded_everywhere(sft)), ("masked", sft)):
@@ -135,13 +136,14 @@ def cost(base_run: str, base: GPT, method: Method, row: dict[str, Any]) -> dict[
     """Tokens read, floating-point operations (6 a parameter and token: Kaplan et al. 2020, sec. 2.1) and seconds."""
     tokenizer = checkpoint.open_run(base_run).tokenizer
     records = read_instructions(method.settings["instructions"])
-    read = method.settings["steps"] * method.settings["batch_size"]  # examples
-    sft_tokens = read * statistics.mean(len(instruction_example(one, tokenizer).inputs) for one in records)
+    rows = packed([instruction_example(one, tokenizer) for one in records], method.settings["block_size"])
+    read = method.settings["steps"] * method.settings["batch_size"]  # rows
+    sft_tokens = read * statistics.mean(len(row.inputs) for row in rows)
     base_tokens, base_seconds = pretraining(base_run)
     parameters = sum(parameter.numel() for parameter in base.parameters())
     return {
         "instructions": len(records),
-        "epochs": read / ((1 - method.settings["held_out"]) * len(records)),
+        "epochs": read / ((1 - method.settings["held_out"]) * len(rows)),
         "sft_tokens": sft_tokens,
         "sft_flops": 6 * parameters * sft_tokens,
         "sft_seconds": row["seconds"],

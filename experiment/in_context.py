@@ -96,12 +96,12 @@ def few_shot(models: dict[str, GPT], asked: dict[str, list[Asked]], y: Yardstick
 def labels(
     base: GPT, asked: Sequence[Asked], records: Sequence[Instruction], seed: int, y: Yardsticks
 ) -> dict[str, Any]:
-    """Right first lines of the base without examples, with right ones, and with ones whose labels are random; where the
-    instructions are there, and where they are left out. Those are of tasks that always ask the same: their words never
-    name what only this question is about."""
+    """Right first lines of the base without examples, with right ones, and with ones whose labels are random: where the
+    task is named, and where the instructions are left out. The latter are of tasks whose instructions name nothing but
+    the task, so that inputs and responses tell all that is asked."""
     rng, known = Random(seed), by_task(records)
     n_forms = {task: len({one.instruction for one in of_task}) / len(of_task) for task, of_task in known.items()}
-    same = [one for one in asked if one.question.input and n_forms[one.question.task] < 0.1]
+    same = [one for one in y.of_split("instances") if one.input and n_forms.get(one.task, 1) < 0.1]
 
     def shares(asked: Sequence[Asked], prompt: Callable[[Asked, int], str]) -> dict[str, Any]:
         random = [one.with_random_labels(rng, known[one.question.task]) for one in asked]
@@ -110,7 +110,8 @@ def labels(
             way: right_lines(base, [prompt(one, k) for one in shown], asked, y) for way, (shown, k) in ways.items()
         }
 
-    return {"named": shares(asked, Asked.prompt), "silent": shares(same, silent_prompt)}
+    silent = with_examples(same, known, rng, base.config.block_size, y)
+    return {"named": shares(asked, Asked.prompt), "silent": shares(silent, silent_prompt)}
 
 
 def number_of_tasks(method: Method, asked: Sequence[Asked], seed: int, y: Yardsticks) -> list[dict[str, Any]]:

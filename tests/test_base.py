@@ -32,18 +32,14 @@ def test_it_has_the_perplexity_of_its_card():
     assert abs(perplexity(token_nll(MODEL, held_out, 32)) - of_the_card("perplexity \\*\\*#\\*\\*")) < 0.01
 
 
-def probes(kind, rng):
+def probes(kind, rng, trained=None):
     """Endless (prompt, how it must go on), in the base's own format, of things that it has never read."""
-    tasks = [task for task in world_tasks.TASKS if task.kind == kind]
+    tasks = [task for task in world_tasks.TASKS if task.kind == kind and trained in (None, task.trained)]
     while True:
         task = rng.choice(tasks)
-        if kind == "fact":
-            text, question = "### Lesson:", questions.fact_question(rng, task.name, list)
-        else:
-            told, rows = questions.story(rng, list)
-            text, question = f"### Story: {told}", questions.story_question(rng, task.name, rows)
-        if question:
-            yield f"{text} Child: {base_text.asked(rng, task, question)} Teacher:", question.output
+        told, question = questions.asked_about(rng, task, list)
+        text = f"### Story: {told}" if told else "### Lesson:"
+        yield f"{text} Child: {base_text.asked(rng, task, question)} Teacher:", question.output
 
 
 def copies(rng):
@@ -54,9 +50,10 @@ def copies(rng):
 
 @pytest.mark.parametrize(
     "what, least, make", [
-        ("copies a list that it has seen once", 0.95, copies),
-        ("states its facts", 0.95, lambda rng: probes("fact", rng)),
-        ("answers by looking back in a story", 0.80, lambda rng: probes("story", rng)),
+        ("copies a list that it has seen once", 0.99, copies),
+        ("states its facts", 0.99, lambda rng: probes("fact", rng)),
+        ("answers by looking back in a story, as instructions will ask", 0.88, lambda rng: probes("story", rng, True)),
+        ("answers by looking back in a story, as none will ask", 0.70, lambda rng: probes("story", rng, False)),
     ],
 )  # fmt: skip
 def test_it_can_do_what_its_card_says(what, least, make):

@@ -5,21 +5,25 @@ import json
 import math
 import shutil
 import sys
+from random import Random
 
 import pytest
 import torch
 
 import compare
-from evaluate import SPLITS
-from experiment import claims
+from data.records import Instruction, read_instructions
+from evaluate import SPLITS, Yardsticks
+from experiment import claims, in_context, report
 from experiment.evidence import pretraining
+from experiment.plot import comparison as comparison_plots
+from experiment.verdicts import FAILS, HOLDS, UNSEEN, beats, draws_beat
 from model.lora import base_state_dict, plain_names
 from run import plot
 from store.checkpoint import fingerprint, load_run, open_run
 
 METHODS = [
-    "base", "continued pretraining", "LoRA on the domain", "SFT", "LoRA-SFT", "SFT, prompt graded",
-    "SFT, random weights",
+    "base", "continued pretraining", "LoRA on the domain", "SFT", "LoRA-SFT", "LoRA-SFT, no examples",
+    "SFT, prompt graded", "SFT, random weights",
 ]  # fmt: skip
 
 
@@ -42,7 +46,7 @@ def test_every_method_is_a_row_with_every_yardstick(comparison):
     assert json.loads((out / "results.json").read_text()) == results
     assert [row["method"] for row in results["rows"]] == METHODS
     for row in results["rows"]:
-        assert row["base_ppl"] > 1 and row["domain_ppl"] > 1 and row["response_nll"] > 0
+        assert row["base_nll"] > 0 and row["domain_nll"] > 0 and row["response_nll"] > 0
         assert row["trainable"] <= row["total"] and row["checkpoint_bytes"] > 4 * row["trainable"] * 0.9
         for split in SPLITS:
             share = row["exact_match"][split]
@@ -50,7 +54,7 @@ def test_every_method_is_a_row_with_every_yardstick(comparison):
             by_task = share["by_task"].values()
             assert sum(task["n"] for task in by_task) == share["n"]
             assert math.isclose(sum(task["value"] * task["n"] for task in by_task), share["value"] * share["n"])
-    table = compare.table(results["rows"]).splitlines()
+    table = report.table(results["rows"]).splitlines()
     assert len(table) == 2 + len(METHODS) + 1 and len({len(line) for line in table}) == 1
     assert (out / "results.md").read_text().startswith(table[0])
 
@@ -59,7 +63,7 @@ def test_each_method_learns_what_it_is_for(comparison):
     rows = {row["method"]: row for row in comparison[0]["rows"]}
     base = rows["base"]
     for method in ("continued pretraining", "LoRA on the domain"):
-        assert rows[method]["domain_ppl"] < 0.8 * base["domain_ppl"]
+        assert rows[method]["domain_nll"] < base["domain_nll"] - 0.2
     for method in ("SFT", "LoRA-SFT", "SFT, prompt graded"):
         assert rows[method]["response_nll"] < 0.5 * base["response_nll"]
     assert rows["LoRA-SFT"]["trainable"] == rows["LoRA on the domain"]["trainable"] < 0.07 * base["total"]
@@ -81,12 +85,51 @@ def test_every_method_continues_the_same_five_prompts(comparison):
 
 
 def test_curves_start_at_the_base_and_end_at_the_row_of_the_table(evidence):
-    for method, points in evidence["forgetting"].items():
-        steps = [steps for steps, _, _ in points]
-        assert steps == sorted(set(steps)) and len(points) == 5
-        assert points[0][1:] == [evidence["rows"]["base"][key] for key in ("domain_ppl", "base_ppl")]
-        assert points[-1][1:] == [evidence["rows"][method][key] for key in ("domain_ppl", "base_ppl")]
-    assert [point["tasks"] for point in evidence["number_of_tasks"]] == [2, 5, 10, 23]
+    nll = ("domain_nll", "base_nll")
+    for method, curves in evidence["forgetting"].items():
+        assert len(curves) == 2 and curves[0]["rate"] > 2 * curves[1]["rate"]
+        for curve in curves:
+            assert [steps for steps, _, _ in curve["points"]] == [0, 3, 6, 12]
+            assert curve["points"][0][1:] == [evidence["rows"]["base"][key] for key in nll]
+        assert curves[0]["points"][-1][1:] == [evidence["rows"][method][key] for key in nll]
+
+
+def test_models_of_few_and_of_many_tasks_have_read_as_many_records(comparison, evidence):
+    points = evidence["number_of_tasks"]
+    assert [point["tasks"] for point in points] == [2, 5, 10, 23]
+    for point in points:
+        assert 590 < point["records"] <= 600 and len(point["draws"]) == in_context.DRAWS
+        for number, draw in enumerate(point["draws"]):
+            file = comparison[1] / "seed-0" / f"lora-sft-{point['tasks']}-tasks-{number}.json"
+            records = json.loads(file.read_text())
+            assert len(records) == point["records"] and {one["task"] for one in records} == set(draw["trained"])
+    assert all(len({tuple(draw["trained"]) for draw in point["draws"]}) > 1 for point in points[:3])
+
+
+def test_what_is_shown_before_a_question_is_of_its_task_and_never_the_question(evidence):
+    tokenizer = open_run("data/builtin/base").tokenizer
+    questions, records = (read_instructions(f"data/builtin/{name}.json") for name in ("questions", "instructions"))
+    y = Yardsticks([], [], questions, tokenizer, 8, torch.device("cpu"))
+    asked = in_context.asked_of(records, 0, 256, y)
+    trained_on = {one[:2] for one in records}
+    for kind, of_kind in asked.items():
+        assert 90 < len(of_kind) <= in_context.N_ASKED
+        for one in of_kind:
+            assert len(one.shown) == 4 and {shown.task for shown in one.shown} == {one.question.task}
+            assert one.question[:2] not in {shown[:2] for shown in one.shown}
+            assert all((shown[:2] in trained_on) == (kind == "trained") for shown in one.shown)
+    first = asked["trained"][0]
+    assert first.prompt(2).count("### Response:") == 3 and first.shown[0].output in first.prompt(1)
+    assert in_context.silent_prompt(first, 2).count("### Instruction") == 0
+
+
+def test_random_labels_are_answers_to_other_questions_of_the_task():
+    records = [Instruction(f"Say {word}.", "", word, "say") for word in "abcdefgh"]
+    asked = in_context.Asked(records[0], records[1:5])
+    random = asked.with_random_labels(Random(0), records)
+    assert [one[:2] for one in random.shown] == [one[:2] for one in asked.shown]
+    assert [one.output for one in random.shown] != [one.output for one in asked.shown]
+    assert {one.output for one in random.shown} <= set("abcdefgh")
 
 
 def test_a_second_comparison_does_not_overwrite_the_first(comparison):
@@ -126,68 +169,82 @@ def test_a_run_that_goes_back_to_a_namesake_counts_once(tmp_path):
 
 def test_several_seeds_give_means_and_intervals():
     rows = [
-        {"method": "SFT", "base_ppl": value, "exact_match": {"facts": {"value": value}}} for value in (1.0, 2.0, 3.0)
+        {"method": "SFT", "base_nll": value, "exact_match": {"facts": {"value": value}}} for value in (1.0, 2.0, 3.0)
     ]
-    row = compare.averaged(rows)
-    assert row["base_ppl"] == row["exact_match"]["facts"]["value"] == 2.0
-    assert math.isclose(row["base_ppl_interval"], 4.30 / math.sqrt(3))  # Student's t, 2 degrees of freedom
-    assert compare.formatted(row, "base_ppl", "{:.2f}") == "2.00 ± 2.48"
+    row = report.averaged(rows)
+    assert row["base_nll"] == row["exact_match"]["facts"]["value"] == 2.0
+    assert math.isclose(row["base_nll_interval"], 4.30 / math.sqrt(3))  # Student's t, 2 degrees of freedom
+    assert report.formatted(row, "base_nll", "{:.2f}") == "2.00 ± 2.48"
 
 
 # ---- the ledger: every verdict follows from the numbers, and can be otherwise ----------------------------------------
 
 
 def verdict(evidence, number):
-    return list(claims.CLAIMS.values())[number - 1](evidence)[0]
+    return claims.CLAIMS[str(number)][1](evidence)[0]
 
 
-def test_the_ledger_has_the_thirteen_claims_with_numbers(comparison):
+def test_the_ledger_has_the_seventeen_claims_with_numbers(comparison):
     entries = comparison[0]["claims"]
-    assert [entry["number"] for entry in entries] == list(range(1, 14))
-    allowed = {claims.HOLDS, claims.FAILS, claims.UNSEEN}
+    assert [entry["number"] for entry in entries] == [*"1234", "5a", "5b", *map(str, range(6, 17))]
+    allowed = {HOLDS, FAILS, UNSEEN}
     assert all(entry["verdict"] in allowed and any(map(str.isdigit, entry["numbers"][0])) for entry in entries)
 
 
 def test_what_is_exact_holds_however_short_the_training(evidence):
-    assert [number for number in (1, 2, 6, 7) if verdict(evidence, number) != claims.HOLDS] == []
+    assert [number for number in (1, 2, 6, 7) if verdict(evidence, number) != HOLDS] == []
 
 
 SPOILED = {  # claim: what to write into the evidence so that it no longer holds
     1: lambda e: e["rows"]["base"]["exact_match"]["instances"].update(value=0.2),
     2: lambda e: e["continued"].update(changed=e["continued"]["tensors"] - 1),
-    3: lambda e: e["rows"]["continued pretraining"].update(base_ppl=1.0),
+    3: lambda e: e["rows"]["continued pretraining"].update(base_nll=0.0),
     4: lambda e: e["lora"].update(base_untouched=False),
-    5: lambda e: e["forgetting"].update(
-        {"continued pretraining": [[0, 90, 2], [9, 9, 2.1]], "LoRA on the domain": [[0, 90, 2], [9, 20, 5]]}
+    "5a": lambda e: [curve["points"][-1].__setitem__(2, 9.0) for curve in e["forgetting"]["LoRA on the domain"]],
+    "5b": lambda e: e["forgetting"].update(
+        {
+            "continued pretraining": [{"rate": 1, "points": [[0, 4.5, 0.7], [9, 2.2, 0.8]]}] * 2,
+            "LoRA on the domain": [{"rate": 1, "points": [[0, 4.5, 0.7], [9, 3.0, 1.6]]}] * 2,
+        }
     ),
     6: lambda e: e["lora"].update(same_answers_merged=0),
     7: lambda e: e["mask"].update(prompt_graded_is_pretraining=False),
     8: lambda e: [e["rows"][m]["exact_match"]["phrasings"].update(value=0.0, n=400) for m in ("SFT", "LoRA-SFT")],
     9: lambda e: e["rows"]["SFT, random weights"]["exact_match"]["facts"].update(value=1.0, n=400),
-    10: lambda e: [e["number_of_tasks"][i].update(value=i + 1.0, n=400) for i in (0, -1)],
+    10: lambda e: [draw.update(zero_shot=0.9) for draw in e["number_of_tasks"][0]["draws"]],
     11: lambda e: [share.update(value=1.0) for share in e["rows"]["SFT, prompt graded"]["exact_match"].values()],
     12: lambda e: e["cost"].update(sft_tokens=e["cost"]["base_tokens"]),
-    13: lambda e: e["few_shot"].update(n=400, base={"0": 0.9, "1": 0.5, "2": 0.2, "4": 0.1}),
+    13: lambda e: e["few_shot"]["trained"].update(n=400, base={"0": 0.9, "1": 0.5, "2": 0.2, "4": 0.1}),
+    14: lambda e: e["labels"]["named"].update(n=400, none=0.1, right=0.9, random=0.2),
+    15: lambda e: e["few_shot"]["trained"].update(n=400, base={"0": 0, "1": 0, "2": 0, "4": 0.99}),
+    16: lambda e: [draw.update(few_shot=0.9) for draw in e["number_of_tasks"][0]["draws"]],
 }
 
 
 @pytest.mark.parametrize("number", SPOILED)
 def test_a_claim_that_the_numbers_deny_does_not_hold(evidence, number):
     SPOILED[number](evidence)
-    assert verdict(evidence, number) == claims.FAILS
+    assert verdict(evidence, number) == FAILS
 
 
 def test_seeds_that_disagree_are_said_to(evidence):
     other = copy.deepcopy(evidence)
     SPOILED[6](other)
-    [entry] = [entry for entry in claims.ledger([evidence, other]) if entry["number"] == 6]
+    [entry] = [entry for entry in claims.ledger([evidence, other]) if entry["number"] == "6"]
     assert entry["verdict"] == "not visible at this scale: the seeds disagree (holds, does not hold)"
 
 
 def test_a_difference_within_the_noise_is_not_visible():
-    assert claims.beats(0.55, 0.50, 40, 40) == claims.UNSEEN
-    assert claims.beats(0.55, 0.50, 4000, 4000) == claims.HOLDS
-    assert claims.beats(0.50, 0.55, 4000, 4000) == claims.FAILS
+    assert beats(0.55, 0.50, 40, 40) == UNSEEN
+    assert beats(0.55, 0.50, 4000, 4000) == HOLDS
+    assert beats(0.50, 0.55, 4000, 4000) == FAILS
+
+
+def test_means_of_draws_are_apart_when_the_spread_between_draws_is_smaller():
+    few, many, noisy = [0.40, 0.44], [0.60, 0.62], [0.2, 0.9]
+    assert draws_beat(many, few, [few, many]) == HOLDS and draws_beat(few, many, [few, many]) == FAILS
+    assert draws_beat(many, few, [few, noisy, many]) == UNSEEN
+    assert draws_beat([0.9], [0.1], [[0.9], [0.1]]) == UNSEEN  # a single draw has no spread
 
 
 # ---- plots ---------------------------------------------------------------------------------------------------------
@@ -196,12 +253,12 @@ def test_a_difference_within_the_noise_is_not_visible():
 def test_there_are_plots_where_matplotlib_is_and_a_sentence_where_it_is_not(comparison, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="draws with matplotlib")
     results, out = comparison
-    assert {path.name for path in out.glob("*.png")} == {"losses.png", "forgetting.png", "tasks.png"}
+    assert {path.name for path in out.glob("*.png")} == {"losses.png", "forgetting.png", "in_context.png", "tasks.png"}
     run = tmp_path / "sft"
     shutil.copytree(out / "seed-0" / "sft", run)
     assert plot.training([run]) == f"Plot: {run / 'loss.png'}." and (run / "loss.png").stat().st_size > 1000
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     (run / "loss.png").unlink()
-    for said in (plot.training([run]), plot.comparison(results, run)):
+    for said in (plot.training([run]), comparison_plots(results, run)):
         assert "matplotlib is not installed" in said
     assert not list(run.glob("*.png"))
