@@ -16,7 +16,8 @@ from torch import Tensor
 from cli import Mistake, check, command_line
 from data.tokenizer import hugging_face_tokenizer
 from model.gpt import GPT
-from model.lora import base_state_dict, is_of_lora, merge
+from model.lora import is_of_lora, merge
+from model.switch import base_state_dict
 from store import gpt2
 from store.checkpoint import open_run, save_model, save_tokenizer_beside
 from store.learned import at_hand, attach, is_partly_learned, load_adapter, read_learned
@@ -91,10 +92,10 @@ def export_adapter(run: str, folder: str | Path, base: str = "") -> None:
 def merge_run(run: str, folder: str | Path, base: str = "") -> None:
     """Writes a LoRA run as a plain one: model.pt with W0 + (alpha / r) B A in place of W0, and the tokenizer."""
     model, tokenizer = opened(run, base)
+    merge(model)
     beside = [note for note in model.attached if note["apply"] != "lora"]
     if beside == model.attached:
         raise Mistake(f"{run} holds no adapter that could be merged")
-    merge(model)
     with torch.device("meta"):
         plain = GPT(model.config)
         attach(plain, beside)

@@ -32,8 +32,8 @@ MARK = '<meta name="generator" content="notebooks.side_by_side">'  # by which a 
 # here is noise, and a line that has two is not understood: both fail tests/test_side_by_side.py.
 CONCEPTS = {
     "which method it is": {
-        r'^"""(Pretraining|Instruction tuning|LoRA)\b': "What is graded and what learns: the method in a sentence.",
-        r"^python train_\w+\.py ": "What it needs: a text or instructions, and a run to start from.",
+        r'^"""(Pretraining|\w+ tuning|LoRA|Adapters)\b': "What is graded and what learns: the method in a sentence.",
+        r"^(python train_\w+\.py|Give --text FILE) ": "What it needs: a text or instructions, and a run to start from.",
     },
     "what is graded": {
         r"^(text|instructions): str": "Data of two kinds: a text is graded everywhere, an instruction in its response.",
@@ -44,16 +44,27 @@ CONCEPTS = {
         r"grade_prompt": "Takes the mask off again, to see what it is worth. Graded everywhere, SFT is pretraining.",
     },
     "what learns": {
-        r"^from .* import apply_lora$": "The LoRA layer, written by hand: model/lora.py.",
+        r"^from .* import apply_\w+$": "What is put beside the frozen model, written by hand: model/lora.py, "
+        "model/adapter.py and model/prefix.py.",
         r"^(r|alpha|lora_dropout|targets): ": "How wide the path beside a layer is, how much it counts, how much of "
         "its input is dropped, and which layers have one.",
+        r"^(width|mlp_only): ": "How many channels a bottleneck has, and after which parts of a block one stands.",
+        r"^(length|random_start): ": "How many positions stand before a row, and what they are at first.",
         r"\.requires_grad_\(True\)": "Without LoRA every parameter learns.",
         r"^apply_lora\(": "With LoRA the model is frozen, and beside its layers runs a thin path, "
         "h = W0 x + (alpha / r) B A x (Hu et al. 2021, eq. 3): only A and B learn. B starts at zero, so the first step "
         "starts from the base.",
+        r"^apply_adapter\(": "With adapters the model is frozen, and what attention or the MLP says goes through a "
+        "bottleneck, h + up(gelu(down(h))) (Houlsby et al. 2019): only down and up learn. up starts at zero, so the "
+        "first step starts from the base.",
+        r"^apply_prefix\(": "With prefix tuning the model is frozen, and in each layer keys and values stand before "
+        "those of the row (Li and Liang 2021): a key-value cache that learns.",
+        r"^apply_soft_prompt\(": "With prompt tuning only embeddings before the row learn (Lester et al. 2021): a "
+        "prefix whose keys and values the model computes itself.",
     },
     "how fast": {
-        r"^learning_rate: ": "Trained weights need small steps, new weights larger ones, and A and B the largest.",
+        r"^learning_rate: ": "Trained weights need small steps, new weights larger ones, and what stands beside a "
+        "frozen model the largest.",
         r"^weight_decay: ": "A and B pulled to zero would be the base again: LoRA's default is not to pull.",
     },
     "how rows are filled": {

@@ -21,7 +21,8 @@ from data.examples import Reading, from_instructions, graded_everywhere, next_to
 from evaluate import token_nll
 from model.generate import generate
 from model.gpt import GPT, GPTConfig
-from model.lora import apply_lora, base_state_dict, lora_layers, lora_state_dict, merge, unmerge
+from model.lora import apply_lora, lora_layers, lora_state_dict, merge, unmerge
+from model.switch import base_state_dict
 from store import gpt2
 from store.checkpoint import open_run
 from store.learned import load_adapter

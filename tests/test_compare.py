@@ -13,7 +13,7 @@ import compare
 from evaluate import SPLITS
 from experiment import claims
 from experiment.evidence import pretraining
-from model.lora import base_state_dict, plain_names
+from model.switch import base_state_dict, plain_names
 from run import plot
 from store.checkpoint import fingerprint, load_run, open_run
 
