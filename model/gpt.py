@@ -37,7 +37,7 @@ class GPTConfig:
 
 
 class LayerCache(Protocol):
-    """The keys and values that a layer has computed so far; model/generate.py has the cache that is used."""
+    """The keys and values that a layer has computed so far; those in use: model/generate.py, model/prefix.py."""
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
 

@@ -91,7 +91,7 @@ def test_two_ranks_are_one_process(runs, method, ranks):
 @pytest.mark.parametrize("method", SCRIPTS)
 def test_what_several_ranks_wrote_is_one_run_and_loads_in_one_process(runs, method, ranks):
     run = runs / ranks / method
-    beside = "sft" not in method.split("_")[:1] and method != "pretrain"
+    beside = not method.startswith(("pretrain", "sft"))
     saved = "learned.pt" if beside else "model.pt"
     assert sorted(p.name for p in run.iterdir()) == sorted(["config.json", "metrics.csv", "sample.txt", saved])
     load_run("" if beside else str(run), str(run) if beside else "", torch.device("cpu"))
