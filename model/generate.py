@@ -64,8 +64,8 @@ class KVCache:
             slots = torch.arange(-self.n_prefix, filled + T, device=device)  # (S,), a prefix's are below 0
             visible = ((slots < self.lengths) | (slots >= self.P))[:, None, None]  # (B, 1, 1, S)
             visible = visible & to_the_left(T, len(slots), device)  # (B, 1, T, S)
-        new = torch.arange(filled - self.P, filled - self.P + T, device=device)  # how far behind the prompts
-        return self.n_prefix + self.lengths + new, visible
+        positions = self.lengths + torch.arange(filled - self.P, filled - self.P + T, device=device)  # (B, T)
+        return self.n_prefix + positions, visible
 
 
 def lay_out_for_generation(model: GPT) -> None:
