@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import weights
 
+import evaluate
 import export
 import sample
 import train_prefix
@@ -284,6 +285,17 @@ def test_what_was_saved_comes_back_and_learns_on_with_the_same_settings_only(tra
         torch.testing.assert_close(weights(still)[name], tensor)
         assert not torch.allclose(weights(second)[name], tensor)
     assert read_learned(second)["base"] == base and len(read_learned(second)["attached"]) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_judged_by_evaluate_as_its_script_has_judged_it(train, method, text, capsys):
+    results, run = train(method)
+    capsys.readouterr()
+    evaluate.main(evaluate.Config(adapter=str(run), text=text, device="cpu"))
+    assert f"NLL {results['held_out_nll']:.4f} nats a token" in capsys.readouterr().out
+    longest = 192 if method == "adapter" else 176
+    with pytest.raises(Mistake, match=f"--block-size 193 is beyond the {longest} tokens that the model can read"):
+        evaluate.main(evaluate.Config(adapter=str(run), text=text, device="cpu", block_size=193))
 
 
 @pytest.mark.parametrize("method", METHODS)
