@@ -189,8 +189,8 @@ class GPT(nn.Module):
 
         tokens: (B, T) ids below vocab_size; positions: where they stand, by default 0, 1, … T - 1, (T,); of packed
         rows, and of padded ones if the model sees both sides, where in their own example, (B, T); a cache knows them
-        itself. Returns (B, T, C). Raises ValueError for rows that do not fit block_size, behind the prefix if there is one,
-        and for positions beside a cache.
+        itself. Returns (B, T, C). Raises ValueError for rows beyond block_size, or what a prefix leaves of it, and for
+        positions beside a cache.
         """
         T, visible, grows = tokens.size(1), None, cache is not None
         if T > self.config.block_size:
