@@ -91,7 +91,7 @@ def read_learned(name: str | Path) -> dict[str, Any]:
 
 
 def load_adapter(model: GPT, name: str | Path, adapter: str = "default") -> None:
-    """Puts an adapter, of a run or from PEFT, beside a model's Linears, active."""
+    """Attaches an adapter, a prefix or a soft prompt, of a run or from PEFT, to its base, active."""
     fill(model, read_learned(name), name, adapter)
 
 
