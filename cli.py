@@ -154,8 +154,8 @@ def plan_command(program: str, config: Any) -> str:
 
 
 PLANNED = (  # what a run's memory depends on, beside its model
-    "r", "lora_dropout", "targets", "block_size", "dropout", "batch_size", "micro_batches", "device", "precision",
-    "checkpoint_activations", "shard",
+    "r", "lora_dropout", "targets", "width", "mlp_only", "length", "block_size", "dropout", "batch_size",
+    "micro_batches", "device", "precision", "checkpoint_activations", "shard",
 )  # fmt: skip
 
 

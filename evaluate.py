@@ -27,6 +27,7 @@ from data.examples import (
 from data.files import same_data
 from model.generate import generate
 from model.gpt import GPT, evaluating
+from model.prefix import longest_row
 from run import ranks
 from run.device import choose_device
 from store.checkpoint import load_run, split
@@ -151,7 +152,7 @@ def judge_answers(model: GPT, y: Yardsticks, split: str) -> dict[str, Any]:
 @dataclass(kw_only=True)
 class Config:
     from_: str = ""  # run folder of the model; may be left out with --adapter, which knows its base
-    adapter: str = ""  # run folder of a LoRA adapter
+    adapter: str = ""  # run folder of what learned beside a base, like LoRA
     text: str = ""  # text to predict: a file, a folder of them, or a corpus by name
     instructions: str = ""  # instructions to answer: a .json, .jsonl, .csv or .tsv file, or a corpus by name
     columns: str = ""  # the file's names for instruction, input, output or text: "instruction=question,output=answer"
@@ -167,7 +168,7 @@ def main(config: Config) -> None:
     if len(split(config.adapter)) > 1:
         raise Mistake(f"--adapter names several: {config.adapter}; judge them one after another")
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
-    how = as_trained(config, tokenizer, model.config.block_size)
+    how = as_trained(config, tokenizer, longest_row(model))
     examples = (from_text(config.text, how) if config.text else from_instructions(config.instructions, how))[1]
     nll = token_nll(model, examples, config.batch_size)
     print(f"NLL {nll:.4f} nats a token, perplexity {perplexity(nll):.2f}, over {len(examples):,} examples")

@@ -1,6 +1,6 @@
-"""A run for other programs: a model for transformers, a LoRA run for PEFT; or a LoRA run as a plain one.
+"""A run for other programs, for transformers or PEFT; or a LoRA run as a plain one.
 
-python export.py --from RUN --out FOLDER              for transformers; of a LoRA run, for PEFT
+python export.py --from RUN --out FOLDER              for transformers; of LoRA, a prefix or a prompt, for PEFT
 python export.py --from RUN --out FOLDER --merge      a LoRA run, its adapter merged into its base, as a plain run
 """
 
@@ -16,8 +16,9 @@ from torch import Tensor
 from cli import Mistake, check, command_line
 from data.tokenizer import hugging_face_tokenizer
 from model.gpt import GPT
-from model.lora import base_state_dict, is_of_lora, merge
-from store import gpt2
+from model.lora import merge
+from model.switch import base_state_dict
+from store import checked, gpt2, peft
 from store.checkpoint import open_run, save_model, save_tokenizer_beside
 from store.learned import at_hand, attach, is_partly_learned, load_adapter, read_learned
 from store.safetensors import write_safetensors
@@ -71,19 +72,24 @@ def export_model(run: str, folder: str | Path, base: str = "") -> None:
 
 
 def export_adapter(run: str, folder: str | Path, base: str = "") -> None:
-    """Writes a LoRA run for PEFT: adapter_config.json and adapter_model.safetensors, with its base in a folder of its
-    own unless that is public."""
+    """Writes what has learned beside a base for PEFT: adapter_config.json and adapter_model.safetensors, with the base
+    in a folder of its own unless that is public. PEFT has no bottlenecks: they are written as a learned.pt of ours."""
     learned = read_learned(run)
     [note, *others] = learned["attached"]
-    if note["apply"] != "lora" or others or not all(is_of_lora(name) for name in learned["weights"]):
-        raise Mistake(f"{run} has learned more than LoRA's A and B, which PEFT has no place for")
     base = base or at_hand(learned["base"], run)
-    opened(run, base)  # to be sure that it is its base
+    model, _ = opened(run, base)  # to be sure that it is its base
+    if others or learned["weights"].keys() & base_state_dict(model).keys():
+        more = f"{run} has learned more than one adapter, prefix or prompt"
+        raise Mistake(f"{more}, which PEFT has no place for; python sample.py --adapter {run} reads it as it is")
     out = Path(folder).resolve()
-    name = HUB.get(base) or str(out / "base")
-    tensors, settings = gpt2.adapter_of(learned["weights"], note["r"], note["alpha"], name)
     if base not in HUB:
         export_model(base, out / "base")
+    if note["apply"] not in peft.TO_PEFT:
+        checked.write(out / "learned.pt", learned | {"base": base if base in HUB else str(out / "base")})
+        print(f"{out}: PEFT has no bottlenecks, so this is our own file; python sample.py --adapter {out} talks to it")
+        return
+    name = HUB.get(base) or str(out / "base")
+    tensors, settings = peft.adapter_of(note, learned["weights"], name)
     write(out, "adapter_model.safetensors", tensors, {"adapter_config.json": settings})
     print(f'{out}: peft.AutoPeftModelForCausalLM.from_pretrained("{out}") loads it, on {name}')
 
@@ -91,10 +97,10 @@ def export_adapter(run: str, folder: str | Path, base: str = "") -> None:
 def merge_run(run: str, folder: str | Path, base: str = "") -> None:
     """Writes a LoRA run as a plain one: model.pt with W0 + (alpha / r) B A in place of W0, and the tokenizer."""
     model, tokenizer = opened(run, base)
+    merge(model)
     beside = [note for note in model.attached if note["apply"] != "lora"]
     if beside == model.attached:
         raise Mistake(f"{run} holds no adapter that could be merged")
-    merge(model)
     with torch.device("meta"):
         plain = GPT(model.config)
         attach(plain, beside)

@@ -17,7 +17,8 @@ from cli import Mistake, check, command_line
 from data.examples import conversation, render_prompt
 from data.records import Instruction
 from model.generate import generate
-from model.lora import activate
+from model.prefix import longest_row
+from model.switch import activate
 from run.device import choose_device
 from store.checkpoint import load_run, split
 
@@ -25,7 +26,7 @@ from store.checkpoint import load_run, split
 @dataclass(kw_only=True)
 class Config:
     from_: str = ""  # run of the model; may be left out with --adapter, which knows its base
-    adapter: str = ""  # run of a LoRA adapter; several on one base, with commas between, answer one after another
+    adapter: str = ""  # run of what learned beside a base, like LoRA; several, with commas between, answer in turn
     prompt: str = ""  # text to continue
     instruction: str = ""  # instruction to respond to
     input: str = ""  # what the instruction is about
@@ -43,7 +44,6 @@ def main(config: Config) -> None:
     device = choose_device(check(config).device)
     model, tokenizer = load_run(config.from_, config.adapter, device)
     generator = torch.Generator(device).manual_seed(config.seed)
-    limit = model.config.block_size
     adapters = split(config.adapter) or ["none"]
     earlier: list[tuple[tuple[str, str], ...]] = [()] * len(adapters)  # turns of the chat with each
     for prompt in prompts(config):
@@ -55,7 +55,7 @@ def main(config: Config) -> None:
             if config.ask == "chat":
                 turn = Instruction(prompt, config.input, "", earlier=earlier[number], system=config.system)
                 tokens = conversation(turn, tokenizer)[0]
-            if len(tokens) > limit:
+            if len(tokens) > (limit := longest_row(model)):
                 print(f"the prompt has {len(tokens)} tokens; the model reads only its last {limit}", file=sys.stderr)
             how = (config.temperature, config.top_k, config.top_p, generator)
             [new] = generate(model, [tokens], config.max_new_tokens, tokenizer.eot_token, *how)

@@ -1,8 +1,8 @@
 """LoRA: what is graded is as in the sibling with the same data, and only A and B learn.
 
-    python train_lora.py (--text FILE | --instructions FILE) --out RUN --init-from RUN
+Give --text FILE or --instructions FILE, --init-from RUN to begin with, and --out RUN for what comes of it.
 
-One of three siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded and what
+One of six siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded and what
 learns. Shapes: B rows · T tokens a row · V vocabulary · N graded tokens.
 """
 

@@ -24,7 +24,8 @@ from evaluate import Yardsticks, first_lines, judge_texts
 from experiment import in_context
 from experiment.method import Method
 from model.gpt import GPT
-from model.lora import merge, plain_names, unmerge
+from model.lora import merge, unmerge
+from model.switch import plain_names
 from store import checkpoint
 from store.learned import fingerprint, read_learned
 

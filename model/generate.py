@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from model.gpt import GPT, evaluating, to_the_left
+from model.prefix import longest_row, prefix_length, prefix_of
 
 
 class LayerKV:
@@ -37,12 +38,14 @@ class KVCache:
     """Keys and values of the tokens that B rows have read, allocated once.
 
     First come the prompts, padded on the right to P, the longest; then all rows put their next token into one and the
-    same slot P, P + 1, and so on. The padding of a shorter prompt stays between the two, where nobody looks.
+    same slot P, P + 1, and so on. The padding of a shorter prompt stays between the two, where nobody looks. If the
+    model has a prefix, it stands in slots of its own before all that.
     """
 
     def __init__(self, model: GPT, prompt_lengths: Sequence[int], room: int) -> None:
-        """prompt_lengths: tokens of each row's prompt; room: the most that a row will have; block_size is the limit."""
-        room = min(room, model.config.block_size)
+        """prompt_lengths: tokens of each row's prompt; room: the most that a row will have, within longest_row."""
+        self.model, self.n_prefix = model, prefix_length(model)
+        room = self.n_prefix + min(room, longest_row(model))
         self.layers = [LayerKV(model, len(prompt_lengths), room) for _ in range(model.config.n_layer)]
         self.P, self.ragged = max(prompt_lengths), len(set(prompt_lengths)) > 1
         self.lengths = torch.tensor(prompt_lengths, device=model.wte.weight.device)[:, None]  # (B, 1)
@@ -50,15 +53,19 @@ class KVCache:
     def begin(self, T: int) -> tuple[Tensor, Tensor | None]:
         """Begins to read the prompts (T = P), or T more tokens a row. Returns where they stand, (T,) or (B, T), and who
         may look where, (B, 1, T, S), or None for all to the left."""
-        filled, device = self.layers[0].end, self.lengths.device
+        if self.layers[0].end == 0:
+            for layer, prefix in zip(self.layers, prefix_of(self.model), strict=False):
+                layer.extend(prefix.keys, prefix.values)  # the same before all rows
+        filled, device = self.layers[0].end - self.n_prefix, self.lengths.device
         if filled == 0:
-            return torch.arange(T, device=device), None
+            return self.n_prefix + torch.arange(T, device=device), None
         visible = None
         if self.ragged:
-            slots = torch.arange(filled + T, device=device)  # (S,)
+            slots = torch.arange(-self.n_prefix, filled + T, device=device)  # (S,), a prefix's are below 0
             visible = ((slots < self.lengths) | (slots >= self.P))[:, None, None]  # (B, 1, 1, S)
-            visible = visible & to_the_left(T, filled + T, device)  # (B, 1, T, S)
-        return self.lengths + torch.arange(filled - self.P, filled - self.P + T, device=device), visible
+            visible = visible & to_the_left(T, len(slots), device)  # (B, 1, T, S)
+        positions = self.lengths + torch.arange(filled - self.P, filled - self.P + T, device=device)  # (B, T)
+        return self.n_prefix + positions, visible
 
 
 def lay_out_for_generation(model: GPT) -> None:
@@ -105,9 +112,9 @@ def generate(
 ) -> list[list[int]]:
     """Continues each prompt (token ids, any lengths) and returns the new tokens, up to stop and without it.
 
-    Past the model's block_size it reads each row's last block_size tokens anew for every token: learned positions
-    leave no other exact way. Raises ValueError for an empty prompt, and for a model that cannot write, since it sees
-    both sides or predicts classes. The model's mode is as before afterwards.
+    Past the longest row that the model can read, it reads as much of each row's end anew for every token: learned
+    positions leave no other exact way. Raises ValueError for an empty prompt, and for a model that cannot write, since
+    it sees both sides or predicts classes. The model's mode is as before afterwards.
     """
     if not prompts:
         return []
@@ -126,8 +133,8 @@ def generate(
         graded: Tensor | None  # which positions' logits are computed: each row's last
         tokens, graded = padded(rows, device)  # (B, T) each
         for _ in range(max_new_tokens):
-            if longest > model.config.block_size:
-                tokens, graded = padded([row[-model.config.block_size :] for row in rows], device)
+            if longest > longest_row(model):
+                tokens, graded = padded([row[-longest_row(model) :] for row in rows], device)
                 cache = None
             logits = model(tokens, graded, cache=cache).view(len(rows), -1)  # (B, V)
             new = pick(logits, temperature, top_k, top_p, generator)  # (B,)

@@ -37,7 +37,7 @@ class GPTConfig:
 
 
 class LayerCache(Protocol):
-    """The keys and values that a layer has computed so far; model/generate.py has the cache that is used."""
+    """The keys and values that a layer has computed so far; those in use: model/generate.py, model/prefix.py."""
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -158,6 +158,7 @@ class GPT(nn.Module):
         self.blocks: list[Block] = nn.ModuleList(Block(config) for _ in range(config.n_layer))  # type: ignore[assignment]
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.register_module("head", None)
+        self.prefix: Any = None  # what stands before every row, if anything does (model/prefix.py)
         self.attached: list[dict[str, Any]] = []  # what stands beside these weights, and how to put it there again
         self._init_weights()
 
@@ -173,7 +174,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def compile_blocks(self) -> None:
-        """torch.compile for each block; a block with a cache, whose rows grow, goes on uncompiled."""
+        """torch.compile for each block; a block with a cache that grows goes on uncompiled."""
         self.compiled = True
         for block in self.blocks:
             block.compile()
@@ -188,13 +189,16 @@ class GPT(nn.Module):
 
         tokens: (B, T) ids below vocab_size; positions: where they stand, by default 0, 1, … T - 1, (T,); of packed
         rows, and of padded ones if the model sees both sides, where in their own example, (B, T); a cache knows them
-        itself. Returns (B, T, C). Raises ValueError beyond block_size, and for positions beside a cache.
+        itself. Returns (B, T, C). Raises ValueError for rows beyond block_size, or what a prefix leaves of it, and for
+        positions beside a cache.
         """
-        T, visible = tokens.size(1), None
+        T, visible, grows = tokens.size(1), None, cache is not None
         if T > self.config.block_size:
             raise ValueError(f"a row of {T} tokens is longer than the model's block_size {self.config.block_size}")
-        if cache is not None and (positions is not None or not self.config.causal):
+        if grows and (positions is not None or not self.config.causal):
             raise ValueError("a cache tells itself where its tokens stand, and only a causal model can have one")
+        if self.prefix is not None and not grows:
+            cache = self.prefix(self, positions)  # a prefix is a cache, too; None while it is switched off
         if cache is not None:
             positions, visible = cache.begin(T)  # (T,) or (B, T), None or (B, 1, T, S)
         elif positions is None:
@@ -206,13 +210,12 @@ class GPT(nn.Module):
         with self.autocast():
             x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
             for layer, block in enumerate(self.blocks):
-                if cache is not None:
-                    with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
-                        x = block(x, visible, cache.layers[layer])
-                elif self.checkpoint_activations and torch.is_grad_enabled():
-                    x = checkpoint(block, x, visible, None, use_reentrant=False)
+                kv = None if cache is None else cache.layers[layer]
+                if self.checkpoint_activations and torch.is_grad_enabled() and not grows:
+                    x = checkpoint(block, x, visible, kv, use_reentrant=False)
                 else:
-                    x = block(x, visible, None)
+                    with torch.compiler.set_stance("force_eager") if self.compiled and grows else nullcontext():
+                        x = block(x, visible, kv)
             return self.ln_f(x)  # (B, T, C)
 
     def forward(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cli import Mistake, listed
+from model.switch import Place, is_new, learn, places, plain_names, refuse_if_merged
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")  # every Linear of a block
 
@@ -36,15 +37,16 @@ class LowRank(nn.Module):
         return self.scaling * (self.lora_B @ self.lora_A)
 
 
-class LoRALinear(nn.Module):
+class LoRALinear(Place):
     """A frozen Linear with named adapters beside it, of which one at most is active."""
 
     def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.adapters: dict[str, LowRank] = nn.ModuleDict()  # type: ignore[assignment]
-        self.active: str | None = None
+        super().__init__(base)
         self.weight_before_merge: Tensor | None = None  # W0, kept while an adapter is merged into it
+
+    @property
+    def merged(self) -> bool:  # type: ignore[override]
+        return self.weight_before_merge is not None
 
     def forward(self, x: Tensor) -> Tensor:
         adapter = self.acting()
@@ -54,7 +56,7 @@ class LoRALinear(nn.Module):
 
     def acting(self) -> LowRank | None:
         """The adapter that adds to what the base says; none while it is merged into the base."""
-        return None if self.active is None or self.weight_before_merge is not None else self.adapters[self.active]
+        return None if self.merged else super().acting()
 
 
 def targets_of(targets: str | Iterable[str], known: Iterable[str] = TARGETS) -> set[str]:
@@ -82,34 +84,24 @@ def apply_lora(
     adapter of that name, and while an adapter is merged.
     """
     linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | LoRALinear)}
-    linears = {path: module for path, module in linears.items() if path.split(".")[-1] != "base"}
+    linears = {path: m for path, m in linears.items() if path.split(".")[-1] != "base" and ".adapters." not in path}
     targets = targets_of(targets, {path.split(".")[-1] for path in linears})
     if r < 1:
         raise Mistake(f"LoRA's rank r must be at least 1, got {r}")
-    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
-        raise Mistake(f"an adapter cannot be named {name!r}: give it a plain word")
-    refuse_if_merged(model)
     note = {"apply": "lora", "r": r, "alpha": float(alpha), "targets": sorted(targets), "name": name}
-    notes = getattr(model, "attached", [])
-    there = next((other for other in notes if other["apply"] == "lora" and other["name"] == name), None)
-    if there not in (None, note):
-        settings = f"--r {there['r']} --alpha {there['alpha']} --targets {','.join(there['targets'])}"
-        raise Mistake(f"the model has an adapter named {name!r} already, which goes on learning with {settings}")
+    new, adapters = is_new(model, note), []
     for path, layer in linears.items():
         if path.split(".")[-1] in targets:
             if isinstance(layer, nn.Linear):
                 layer = LoRALinear(layer)
                 parent, _, last = path.rpartition(".")
                 setattr(model.get_submodule(parent), last, layer)
-            if there is None:
+            if new:
                 W0 = layer.base.weight
                 layer.adapters[name] = LowRank(W0.size(1), W0.size(0), r, alpha, dropout).to(W0)
             layer.adapters[name].dropout.p = dropout
-    if there is None:
-        model.attached = [*notes, note]  # type: ignore[assignment]
-    model.requires_grad_(False)
-    activate(model, name)
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+            adapters.append(layer.adapters[name])
+    return learn(model, note, adapters)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
@@ -118,21 +110,12 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
             yield path, module
 
 
-def activate(model: nn.Module, name: str | None) -> None:
-    """Switches to the adapter of that name, the only one that then acts and learns; None leaves the bare base."""
-    refuse_if_merged(model)
-    if name is not None and not any(name in layer.adapters for _, layer in lora_layers(model)):
-        raise ValueError(f"the model has no adapter named {name!r}")
-    for _, layer in lora_layers(model):
-        layer.active = name if name in layer.adapters else None
-        for other, adapter in layer.adapters.items():
-            adapter.requires_grad_(other == name)
-
-
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
     """W0 becomes W0 + (alpha / r) B A of the active adapter, so that inference costs what the base costs."""
     refuse_if_merged(model)
+    if any(place.active and not isinstance(place, LoRALinear) for place in places(model)):
+        raise Mistake("only LoRA can be merged: bottlenecks and prefixes are not of the form W0 x, so they stay beside")
     for _, layer in lora_layers(model):
         if layer.active is not None:
             layer.weight_before_merge = layer.base.weight.clone()
@@ -148,33 +131,12 @@ def unmerge(model: nn.Module) -> None:
             layer.weight_before_merge = None
 
 
-def refuse_if_merged(model: nn.Module) -> None:
-    if any(layer.weight_before_merge is not None for _, layer in lora_layers(model)):
-        raise Mistake("an adapter is merged into this model; unmerge it first")
-
-
-def plain_names(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
-    """All parameters under the names that they have on disk: a base's as they were before apply_lora, and the A and B
-    of one adapter as 'blocks.0.attn.q_proj.lora_A' -> (r, d_in), and so on; without other adapters."""
-    found = {plain_name(path, name): parameter for path, parameter in model.named_parameters()}
-    return {plain: parameter for plain, parameter in found.items() if ".adapters." not in plain}
-
-
-def plain_name(path: str, name: str = "default") -> str:
-    return path.replace(f".adapters.{name}.", ".").replace(".base.", ".")
-
-
 def lora_state_dict(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     """A and B of one adapter, and nothing else."""
     state = {path: p.detach() for path, p in plain_names(model, name).items() if is_of_lora(path)}
     if not state:
         raise ValueError(f"the model has no adapter named {name!r}")
     return state
-
-
-def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The weights beside which the adapters stand."""
-    return {path: p.detach() for path, p in plain_names(model).items() if not is_of_lora(path)}
 
 
 def is_of_lora(path: str) -> bool:

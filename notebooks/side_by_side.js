@@ -4,9 +4,10 @@ const root = document.documentElement;
 const shown = (element) => element.getClientRects().length > 0;
 
 function choose(view) {
-  root.dataset.view = view;
-  for (const cell of all("[data-script]")) cell.hidden = !view.includes(cell.dataset.script);
-  for (const wide of all("th[colspan]")) wide.colSpan = view.length;
+  const scripts = view.split("-");
+  const isOf = (part) => part.dataset.script.split("-").some((script) => scripts.includes(script));
+  for (const part of all("[data-script]")) part.hidden = !isOf(part);
+  for (const wide of all("th[colspan]")) wide.colSpan = scripts.length;
   for (const row of all("tbody tr:not(.why)")) {
     const cells = all("td", row);
     row.hidden = cells.length > 0 && !cells.some((cell) => !cell.hidden && cell.dataset.line);

@@ -11,19 +11,23 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from cli import Mistake, command_line
 
 HERE = Path(__file__).parent
-SCRIPTS = ("train_pretrain.py", "train_sft.py", "train_lora.py")
-VIEWS = {  # which scripts, by their place in SCRIPTS, and what their difference is about
-    "012": "all three",
-    "01": "pretraining and SFT: what is graded",
-    "12": "SFT and LoRA: what learns",
-    "02": "pretraining and LoRA: both",
+SCRIPTS = tuple(f"train_{method}.py" for method in ("pretrain", "sft", "lora", "adapter", "prefix", "prompt"))
+VIEWS = {  # which scripts, by their places in SCRIPTS, and what their difference is about; the first is shown first
+    "0-1-2": "pretraining, SFT and LoRA",
+    "0-1": "pretraining and SFT: what is graded",
+    "1-2": "SFT and LoRA: what learns",
+    "0-2": "pretraining and LoRA: both",
+    "2-3-4-5": "LoRA, adapters, prefixes, prompts: what learns",
+    "2-3": "LoRA and adapters",
+    "2-4": "LoRA and prefixes",
+    "4-5": "prefixes and prompts",
+    "0-1-2-3-4-5": "all six",
 }
 FOLDED = 8  # lines at least that are the same in all scripts, one after another, to be folded away at first
 MARK = '<meta name="generator" content="notebooks.side_by_side">'  # by which a page is known
@@ -32,8 +36,8 @@ MARK = '<meta name="generator" content="notebooks.side_by_side">'  # by which a 
 # here is noise, and a line that has two is not understood: both fail tests/test_side_by_side.py.
 CONCEPTS = {
     "which method it is": {
-        r'^"""(Pretraining|Instruction tuning|LoRA)\b': "What is graded and what learns: the method in a sentence.",
-        r"^python train_\w+\.py ": "What it needs: a text or instructions, and a run to start from.",
+        r'^"""(Pretraining|\w+ tuning|LoRA|Adapters)\b': "What is graded and what learns: the method in a sentence.",
+        r"^(python train_\w+\.py|Give --text FILE) ": "What it needs: a text or instructions, and a run to start from.",
     },
     "what is graded": {
         r"^(text|instructions): str": "Data of two kinds: a text is graded everywhere, an instruction in its response.",
@@ -44,16 +48,27 @@ CONCEPTS = {
         r"grade_prompt": "Takes the mask off again, to see what it is worth. Graded everywhere, SFT is pretraining.",
     },
     "what learns": {
-        r"^from .* import apply_lora$": "The LoRA layer, written by hand: model/lora.py.",
+        r"^from .* import apply_\w+$": "What is put beside the frozen model, written by hand: model/lora.py, "
+        "model/adapter.py and model/prefix.py.",
         r"^(r|alpha|lora_dropout|targets): ": "How wide the path beside a layer is, how much it counts, how much of "
         "its input is dropped, and which layers have one.",
+        r"^(width|mlp_only): ": "How many channels a bottleneck has, and after which parts of a block one stands.",
+        r"^(length|random_start): ": "How many positions stand before a row, and what they are at first.",
         r"\.requires_grad_\(True\)": "Without LoRA every parameter learns.",
         r"^apply_lora\(": "With LoRA the model is frozen, and beside its layers runs a thin path, "
         "h = W0 x + (alpha / r) B A x (Hu et al. 2021, eq. 3): only A and B learn. B starts at zero, so the first step "
         "starts from the base.",
+        r"^apply_adapter\(": "With adapters the model is frozen, and what attention or the MLP says goes through a "
+        "bottleneck, h + up(gelu(down(h))) (Houlsby et al. 2019): only down and up learn. up starts at zero, so the "
+        "first step starts from the base.",
+        r"^apply_prefix\(": "With prefix tuning the model is frozen, and in each layer keys and values stand before "
+        "those of the row (Li and Liang 2021): a key-value cache that learns.",
+        r"^apply_soft_prompt\(": "With prompt tuning only embeddings before the row learn (Lester et al. 2021): a "
+        "prefix whose keys and values the model computes itself.",
     },
     "how fast": {
-        r"^learning_rate: ": "Trained weights need small steps, new weights larger ones, and A and B the largest.",
+        r"^learning_rate: ": "Trained weights need small steps, new weights larger ones, and what stands beside a "
+        "frozen model the largest.",
         r"^weight_decay: ": "A and B pulled to zero would be the base again: LoRA's default is not to pull.",
     },
     "how rows are filled": {
@@ -97,8 +112,8 @@ Numbers = dict[int, int]  # of the lines that stand in a row, by script: {0: 12,
 
 class Row(NamedTuple):
     numbers: Numbers
-    why: tuple[tuple[str, str], ...]  # (concept, sentence) of its lines; of a row that is the same in all, none
-    differs: str  # the views in which it differs, like "012 12"
+    why: dict[tuple[str, str], set[int]]  # (concept, sentence): scripts of whose lines it is; if all are the same, none
+    differs: str  # the views in which it differs, like "0-1-2 1-2"
 
 
 def rows(scripts: Sequence[Sequence[str]]) -> Iterator[Row]:
@@ -107,11 +122,14 @@ def rows(scripts: Sequence[Sequence[str]]) -> Iterator[Row]:
     for numbers in abreast(align(text), text):
         blank = {s: next(i for i in range(n + 1) if i == n or text[s][n - i - 1]) for s, n in numbers.items()}
         for i in range(max(blank.values()), 0, -1):  # so many blank lines are above it in each script
-            yield Row({s: n - i for s, n in numbers.items() if i <= blank[s]}, (), "")
+            yield Row({s: n - i for s, n in numbers.items() if i <= blank[s]}, {}, "")
         said = {s: text[s][n] for s, n in numbers.items()}
-        differs = " ".join(view for view in VIEWS if len({said.get(int(s)) for s in view}) > 1)
-        why = dict.fromkeys(reason for s, n in numbers.items() for reason in reasons(text[s], n)) if differs else ()
-        yield Row(numbers, tuple(why), differs)
+        differs = " ".join(view for view in VIEWS if len({said.get(int(s)) for s in view.split("-")}) > 1)
+        why: dict[tuple[str, str], set[int]] = {}
+        for s in sorted(numbers) if differs else ():
+            for reason in reasons(text[s], numbers[s]):
+                why.setdefault(reason, set()).add(s)
+        yield Row(numbers, why, differs)
 
 
 def first(row: Numbers, text: Sequence[Sequence[str]]) -> str:
@@ -138,7 +156,7 @@ def align(text: Sequence[Sequence[str]]) -> list[Numbers]:
 
 def abreast(merged: list[Numbers], text: Sequence[Sequence[str]]) -> list[Numbers]:
     """Lines that differ share a row when they say the same thing in other words: they begin alike (a field and its
-    other default), or follow each other and are about one concept."""
+    other default), or follow each other and are about one concept; several such lines of a script begin abreast."""
 
     def beginning(row: Numbers) -> str:
         return re.findall(r'^(?:"""|python|[\w,. ]+|.*)', first(row, text))[0]
@@ -149,14 +167,13 @@ def abreast(merged: list[Numbers], text: Sequence[Sequence[str]]) -> list[Number
     for same in (beginning, concepts):
         done: list[Numbers] = []
         for row in merged:
-            free = []  # rows above that it can join without passing a line of its own script
-            for above in reversed(done if same is beginning else done[-1:]):
-                if above.keys() & row.keys():
+            alike = []  # rows above that it can join without passing a line of its own script
+            for above in reversed(done):
+                if above.keys() & row.keys() or (same is concepts and same(above) != same(row)):
                     break
-                free.append(above)
-            alike = [above for above in free if same(above) == same(row)]
+                alike += [above] if same(above) == same(row) else []
             if alike:
-                alike[0].update(row)
+                alike[0 if same is beginning else -1].update(row)
             else:
                 done.append(dict(row))
         merged = done
@@ -184,8 +201,8 @@ def page(sources: Sequence[str]) -> str:
             parts.append((heading[1] or "settings", []))
         parts[-1][1].append(row)
     views = "".join(
-        f'<label><input type="radio" name="view" value="{view}"{" checked" * (view == "012")}> {what}</label>'
-        for view, what in VIEWS.items()
+        f'<label><input type="radio" name="view" value="{view}"{" checked" * (n == 0)}> {what}</label>'
+        for n, (view, what) in enumerate(VIEWS.items())
     )
     legend = "".join(f'<li class="concept {slug(concept)}">{concept}</li>' for concept in CONCEPTS)
     blanks = {
@@ -204,7 +221,13 @@ def section(title: str, part: Sequence[Row], html: Sequence[Sequence[str]]) -> s
     """A step as a table: a column a script, a group of rows a difference, or a stretch that is the same in all."""
     name = slug(title)
     head = "".join(f'<th scope="col" data-script="{s}">{script}</th>' for s, script in enumerate(SCRIPTS))
-    groups = [group(f"{name}-{n}", list(of), html) for n, (_, of) in enumerate(groupby(part, lambda row: row[1:]))]
+    of: list[list[Row]] = []  # rows that differ in the same scripts, for the reasons that the first of them has
+    for row in part:
+        if of and row.differs == of[-1][0].differs and row.why.keys() <= of[-1][0].why.keys():
+            of[-1].append(row)
+        else:
+            of.append([row])
+    groups = [group(f"{name}-{n}", alike, html) for n, alike in enumerate(of)]
     cells = [[lines[row.numbers[s]] if s in row.numbers else "" for s, lines in enumerate(html)] for row in part]
     to_the_byte = all(len(set(row)) == 1 for row in cells)
     same = '<p class="same">The same to the byte in all of them.</p>' if to_the_byte else ""
@@ -218,9 +241,12 @@ def group(name: str, of: Sequence[Row], html: Sequence[Sequence[str]]) -> str:
     lines = "".join(f"<tr>{''.join(cell(row, s, html[s]) for s in range(len(SCRIPTS)))}</tr>\n" for row in of)
     across = f'<th colspan="{len(SCRIPTS)}"'
     if of[0].differs:
-        concept = of[0].why[0][0] if of[0].why else "not explained"
-        why = " ".join(escape(sentence) for _, sentence in of[0].why)
-        note = f'<a class="concept" id="{name}" href="#{name}">{concept}</a> {why}'
+        concept = next(iter(of[0].why), ("not explained",))[0]
+        why = ""
+        for reason in of[0].why:
+            scripts = set().union(*(row.why.get(reason, ()) for row in of))
+            why += f' <span data-script="{"-".join(map(str, sorted(scripts)))}">{escape(reason[1])}</span>'
+        note = f'<a class="concept" id="{name}" href="#{name}">{concept}</a>{why}'
         return (
             f'<tbody class="differs {slug(concept)}" data-differs="{of[0].differs}">'
             f'<tr class="why">{across} scope="rowgroup">{note}</th></tr>\n{lines}</tbody>\n'

@@ -11,7 +11,7 @@ from torch import Tensor
 from cli import Mistake
 from model.fused_lora import fuse
 from model.generate import generate
-from model.gpt import GPT, GPTConfig
+from model.gpt import GPT, CausalSelfAttention, GPTConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
@@ -92,9 +92,10 @@ def set_up(model: GPT, config: Any, device: torch.device) -> str:
         check_compiler(device)
     model.precision, why = choose_precision(config.precision, device, model.config.n_embd)
     model.checkpoint_activations = config.checkpoint_activations
-    for block in model.blocks:
-        if not fused_attention_pays(model.precision, device, config.block_size):
-            block.attn.fused = False
+    fused = fused_attention_pays(model.precision, device, config.block_size)
+    for module in model.modules():
+        if isinstance(module, CausalSelfAttention) and not fused:
+            module.fused = False
     fuse(model)  # LoRA's layers; without this line one steps through the equation in model/lora.py
     if config.compile:
         model.compile_blocks()

@@ -2,7 +2,8 @@
 
 A step holds different things at different moments, and the fullest moment is the peak. The sums are read off the code
 of the model and of the loop: a tensor counts for as long as autograd, or a name in the loop, holds it.
-Shapes: B rows · T tokens a row · C channels · H heads · V vocabulary · N graded tokens · r rank. Sizes are in bytes.
+Shapes: B rows · T tokens a row · P positions of a prefix before it, S = P + T · C channels · H heads · V vocabulary ·
+N graded tokens · r rank. Sizes are in bytes.
 """
 
 import math
@@ -45,15 +46,21 @@ class Run:
         self.width = self.precision.itemsize  # of a number in matrix products: 4, or 2 in half precision
         self.mask = 1 if self.device == "cuda" else self.width  # of dropout: a bool, or a number like those it zeroes
         self.fused = fused_attention_pays(self.precision, device, config.block_size)
-        self.full = config.method != "lora"  # every parameter learns
-        self.targets = set(LINEARS) if self.full else {target.strip() for target in config.targets.split(",")}
+        self.full = config.method in ("pretrain", "sft")  # every parameter learns
+        lora = {target.strip() for target in config.targets.split(",")} if config.method == "lora" else set()
+        self.targets = set(LINEARS) if self.full else lora  # layers whose input a gradient needs
+        self.bottlenecks = (1 if config.mlp_only else 2) if config.method == "adapter" else 0  # of a block
+        self.P = config.length if config.method in ("prefix", "prompt") else 0
         self.positions = math.ceil(config.batch_size / config.ranks) * config.block_size  # B T, of one rank
         self.n_graded = max(1, round(config.graded * self.positions))  # N
         C = shape.n_embd
-        self.block = 12 * C * C + 13 * C  # parameters of one block, and of its A and B
-        self.block_adapter = 0 if self.full else config.r * C * sum(sum(LINEARS[name]) for name in self.targets)
+        self.block = 12 * C * C + 13 * C  # parameters of one block; below, of what is attached to it
+        self.block_matrices = config.r * C * sum(sum(LINEARS[name]) for name in lora)
+        self.block_matrices += self.bottlenecks * 2 * C * config.width
+        self.block_adapter = self.block_matrices + self.bottlenecks * (C + config.width)
+        self.block_adapter += 2 * C * self.P if config.method == "prefix" else 0
         self.base = (shape.vocab_size + shape.block_size + 2) * C + shape.n_layer * self.block
-        self.adapter = shape.n_layer * self.block_adapter
+        self.adapter = shape.n_layer * self.block_adapter + (C * self.P if config.method == "prompt" else 0)
         self.learning = self.base if self.full else self.adapter
         self.parts = config.ranks if config.shard else 1  # in which weights, gradients and AdamW's numbers are held
 
@@ -62,16 +69,20 @@ class Run:
     def saved_by_block(self) -> int:
         """Of a block: the inputs of all that needs them for a gradient."""
         C, H, T, dropout = self.shape.n_embd, self.shape.n_head, self.config.block_size, self.config.dropout
+        S = self.P + T
         kept = 2 * 4 * (C + 2)  # of a position: the LayerNorms' inputs, means and deviations, in fp32
         kept += (3 + 4) * C * self.width  # q, k, v; GELU's input
         if self.fused and (not dropout or self.device == "cuda"):
             kept += C * self.width + 4 * H  # attention's output, the input of o_proj too; the softmax's denominators
         else:
-            kept += H * T * (self.width + (self.mask + self.width if dropout else 0))  # softmax; mask, what is left
+            kept += H * S * (self.width + (self.mask + self.width if dropout else 0))  # softmax; mask, what is left
             kept += C * self.width if "o_proj" in self.targets else 0
         kept += 2 * C * self.mask if dropout else 0
         kept += self.saved_by_linears() + (0 if self.full else len(self.targets) * self.config.r * self.width)  # z
-        return self.positions * kept + (0 if self.fused else T * T) + self.weights_in_half()  # T T: the causal mask
+        kept += self.bottlenecks * (C + 2 * self.config.width) * self.width  # inputs of down, gelu and up
+        kept_of_rows = self.positions * kept + self.positions // T * self.P * 2 * C * self.width  # the prefix's k, v
+        mask = 0 if self.fused and not self.P else T * S * (self.width if self.fused else 1)
+        return kept_of_rows + mask + self.weights_in_half()
 
     def saved_by_linears(self) -> int:
         """Of a position, the inputs of layers that learn: q, k and v share theirs, or make half-size copies. Where LoRA
@@ -87,7 +98,14 @@ class Run:
         """Copies of a block's weights in half precision. FusedLoRA makes those of W0 anew instead of keeping them."""
         anew = set() if self.full or self.config.lora_dropout else self.targets
         wide = sum(d_in * d_out for name, (d_in, d_out) in LINEARS.items() if name not in anew)
-        return 0 if self.width == 4 else 2 * (wide * self.shape.n_embd**2 + self.block_adapter)
+        return 0 if self.width == 4 else 2 * (wide * self.shape.n_embd**2 + self.block_matrices)
+
+    def saved_by_prompt(self) -> int:
+        """Of a soft prompt, whose keys and values the model computes: a row of P tokens through all blocks, once."""
+        if self.config.method != "prompt":
+            return 0
+        row = self.changed(method="prefix", length=0, batch_size=1, ranks=1, block_size=self.P)
+        return self.shape.n_layer * row.saved_by_block()
 
     # ---- moments -----------------------------------------------------------------------------------------------------
 
@@ -101,13 +119,17 @@ class Run:
         )
         x, block = 4 * self.positions * C, self.saved_by_block()
         each, each_is = (x, "what enters each") if again else (block, "what its gradients need")
-        kept, kept_is = L * each, f"{L} blocks × {size(each)}, {each_is}"
+        prompt = self.saved_by_prompt()
+        prompt_is = f" + {size(prompt)}, the same of the soft prompt's row" if prompt else ""
+        kept, kept_is = prompt + L * each, f"{L} blocks × {size(each)}, {each_is}{prompt_is}"
         top = kept + x + (self.n_graded * C * self.width if self.full else 0)  # inputs of ln_f and the head
         top += 2 * V * C if self.width == 2 else 0  # the head's weights
         cast = L * self.weights_in_half() if again and self.full else 0  # autocast keeps them until the blocks are done
-        one = block + self.positions * C * (5 * self.width + 4)  # with gradients on their way through it
-        one_is = "one block at work, with the gradients that pass through it"
-        last = kept + one - (0 if again else block)
+        through = self.positions * C * (5 * self.width + 4)  # gradients on their way through a block
+        one = prompt + block + through
+        one_is = f"one block at work, with the gradients that pass through it{prompt_is}"
+        last = kept + through + (block if again else 0)
+        entered = f"what entered block 0{prompt_is}"
         before = self.config.micro_batches > 1  # gradients of earlier micro-batches are there
         head = 1 if self.full else 0  # one gradient of wte, before it is added up
         # gradients of all that learns · more of wte · activations and what they are · copies of the logits
@@ -116,7 +138,7 @@ class Run:
         yield self.moment("in the head's backward pass", before, head, top, kept_is, 2)
         yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", 1)
         yield self.moment("in the first block's backward pass", True, head * before, one, one_is, 1)
-        yield self.moment("at the end of the backward pass", True, head * (2 + before), x, "what entered block 0", 1)
+        yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, 1)
         yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 3)
 
     def moment(self, when: str, gradients: bool, heads: int, activations: int, they_are: str, logits: int) -> Moment:

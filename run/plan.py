@@ -20,12 +20,15 @@ from store.checkpoint import config_of
 @dataclass(kw_only=True)
 class Config:
     init_from: str  # run or name of a model to start from: new_model.py writes a new one in a second
-    method: str = "pretrain"  # pretrain, sft or lora
+    method: str = "pretrain"  # pretrain, sft, lora, adapter, prefix or prompt
     memory: str = ""  # what there is, like 8GB (10^9 bytes each), 8GiB (2^30) or 4000MB; without it, this device's
     graded: float = 1.0  # share of the positions that are graded: 1 for a text, less for instructions
     r: int = 8  # LoRA's rank
     lora_dropout: float = 0.0  # share of x zeroed on the way to A while training
     targets: str = "q_proj,k_proj,v_proj,o_proj,up_proj,down_proj"  # layers that get an A and a B
+    width: int = 12  # channels of a bottleneck
+    mlp_only: bool = False  # put bottlenecks after the MLP alone, not after attention too
+    length: int = 16  # positions before a row; the longest row is so much shorter
     block_size: int = 128  # tokens a row at most; the model must be able to read as many
     dropout: float = 0.0  # share of activations zeroed while training
     batch_size: int = 32  # rows a micro-batch
@@ -38,8 +41,8 @@ class Config:
 
 
 def main(config: Config) -> None:
-    if config.method not in ("pretrain", "sft", "lora"):
-        raise Mistake(f"--method must be pretrain, sft or lora, got {config.method!r}")
+    if config.method not in ("pretrain", "sft", "lora", "adapter", "prefix", "prompt"):
+        raise Mistake(f"--method must be pretrain, sft, lora, adapter, prefix or prompt, got {config.method!r}")
     if config.device.split(":")[0] not in ("auto", "cuda", "mps", "cpu"):
         raise Mistake(f"--device must be auto, cuda, mps or cpu, got {config.device!r}")
     if config.shard and config.ranks == 1:
@@ -49,9 +52,11 @@ def main(config: Config) -> None:
         config = replace(config, device=str(choose_device("auto")))
     measured = peak_mb(torch.device("cpu"))  # nothing but imports has taken memory yet
     shape = config_of(config.init_from)
-    if config.block_size > shape.block_size:
-        raise Mistake(f"--block-size {config.block_size} is beyond the {shape.block_size} tokens of {config.init_from}")
     run = Run(config, shape, measured * 1e6) if measured else Run(config, shape)
+    if config.block_size > shape.block_size - run.P:
+        less = f", of which a prefix takes {run.P}" if run.P else ""
+        there = f"{shape.block_size} tokens of {config.init_from}{less}"
+        raise Mistake(f"--block-size {config.block_size} is beyond the {there}")
     limit = bytes_of(config.memory) if config.memory else memory_there(torch.device(config.device))
     print(page(run) + (f"\n\n{verdict(run, limit)}" if limit else ""))
 
@@ -102,7 +107,7 @@ def ways_to_fit(run: Run, limit: float) -> list[tuple[str, float]]:
     one is enough, else the fewest together; shorter rows only where all others together are not."""
     config, rows, T = run.config, run.config.batch_size, run.config.block_size
     forms = {  # of each setting, the mildest first
-        "method": [config.method, "lora"],
+        "method": [config.method, "lora"] if run.full else [config.method],
         "block_size": [T // 2**n for n in range(6) if T >= 2**n],
         "shard": [config.shard, config.ranks > 1],
         "checkpoint_activations": [config.checkpoint_activations, True],

@@ -23,7 +23,7 @@ from cli import Mistake, flag, listed
 from data import files
 from data.batches import Batches
 from model.gpt import GPT
-from model.lora import plain_names
+from model.switch import plain_names
 from run import ranks
 from run.device import GradientScale
 from store import checked, checkpoint

@@ -19,6 +19,7 @@ from data import files
 from data.batches import Batches
 from model.gpt import GPT
 from model.lora import targets_of
+from model.prefix import refuse_if_too_long
 from run import device, ranks
 from run.resume import Saves, check_folder, cut_metrics
 from run.signals import asked_to_stop, leaving
@@ -53,7 +54,8 @@ class Session:
 
     def place(self, model: GPT) -> None:
         """Moves the model to its device, shared among the ranks if there are several, and sets in which precision its
-        matrix products are computed; the weights stay fp32."""
+        matrix products are computed; the weights stay fp32. Raises a Mistake if rows do not fit behind a prefix."""
+        refuse_if_too_long(model, self.config.block_size)
         self.why = device.set_up(model, self.config, self.device)
         ranks.share(model, self.device, self.config.shard, self.config.micro_batches)
         if self.rank > 0:

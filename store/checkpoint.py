@@ -21,7 +21,7 @@ from cli import Mistake, rank
 from data import tokenizer as tokenizers
 from model.generate import lay_out_for_generation
 from model.gpt import GPT, GPTConfig
-from model.lora import plain_name, plain_names, refuse_if_merged
+from model.switch import plain_name, plain_names, refuse_if_merged
 from store import checked, hugging_face
 from store.learned import (
     at_hand,
@@ -120,7 +120,7 @@ def load_run(name: str, adapter: str, device: torch.device) -> tuple[GPT, tiktok
     adapters = {one: read_learned(one) for one in split(adapter)}
     bases = {learned["base"] for learned in adapters.values()}
     if not name and not adapters:
-        raise Mistake("give --from RUN, or --adapter RUN for a LoRA adapter and its base")
+        raise Mistake("give --from RUN, or --adapter RUN for what was trained beside a base")
     if not name and len(bases) > 1:
         raise Mistake(
             f"these adapters were trained on {' and '.join(sorted(bases))}: if they are one, name it with --from"

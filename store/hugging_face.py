@@ -23,7 +23,7 @@ from data.download import fetch
 from data.public import WEIGHTS
 from data.tokenizer import load_tokenizer, vocabulary_of
 from model.gpt import GPTConfig
-from store import gpt2
+from store import gpt2, peft
 from store.safetensors import read_safetensors
 
 FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -77,16 +77,19 @@ def tokenizer_of(name: str | Path, config: GPTConfig) -> tiktoken.Encoding:
 
 
 def is_adapter(name: str | Path) -> bool:
-    return Path(name, ADAPTER_CONFIG).is_file()
+    return any(Path(name, file).is_file() for file in (ADAPTER_CONFIG, *ADAPTER_FILES))
 
 
 def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An adapter from PEFT as ours: how to attach it (store/learned.py), and the A and B there are."""
-    settings = _settings(Path(folder), ADAPTER_CONFIG) or {}
+    """An adapter from PEFT as ours: how to attach it (store/learned.py), and its weights (store/peft.py)."""
+    settings = _settings(Path(folder), ADAPTER_CONFIG)
+    if settings is None:
+        raise Mistake(f"{folder} lacks the {ADAPTER_CONFIG} that tells what its adapter is: copy it there too")
+    with _as_mistake(Path(folder, ADAPTER_CONFIG)):
+        peft.refuse_what_is_not_built(settings)
     path = _first(Path(folder), ADAPTER_FILES)
     with _as_mistake(path):
-        config, state = gpt2.adapter_from(_tensors(path), settings)
-        return {"apply": "lora", **config, "name": "default"}, state
+        return peft.adapter_from(_tensors(path), settings)
 
 
 def base_of(folder: str | Path) -> str:

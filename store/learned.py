@@ -19,8 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from cli import Mistake, listed
+from model.adapter import apply_adapter
 from model.gpt import GPT
-from model.lora import apply_lora, is_of_lora, plain_names, refuse_if_merged
+from model.lora import apply_lora, is_of_lora
+from model.prefix import apply_prefix, apply_soft_prompt
+from model.switch import plain_names, refuse_if_merged
 from store import checked, hugging_face
 
 FILES = ("model.pt", "learned.pt", "adapter.pt")
@@ -88,7 +91,7 @@ def read_learned(name: str | Path) -> dict[str, Any]:
 
 
 def load_adapter(model: GPT, name: str | Path, adapter: str = "default") -> None:
-    """Puts an adapter, of a run or from PEFT, beside a model's Linears, active."""
+    """Attaches an adapter, a prefix or a soft prompt, of a run or from PEFT, to its base, active."""
     fill(model, read_learned(name), name, adapter)
 
 
@@ -134,7 +137,9 @@ def new_head(model: GPT, classes: int) -> None:
     model.attached = [*model.attached, {"apply": "head", "classes": classes}]
 
 
-APPLY: dict[str, Callable[..., Any]] = {"lora": apply_lora, "head": new_head}
+APPLY: dict[str, Callable[..., Any]] = {
+    "lora": apply_lora, "adapter": apply_adapter, "prefix": apply_prefix, "prompt": apply_soft_prompt, "head": new_head,
+}  # fmt: skip
 
 
 def attach(model: GPT, attached: list[dict[str, Any]]) -> None:

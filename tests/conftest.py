@@ -12,8 +12,11 @@ import pytest
 import torch
 
 import new_model
+import train_adapter
 import train_lora
+import train_prefix
 import train_pretrain
+import train_prompt
 import train_sft
 from model.gpt import GPT, GPTConfig
 
@@ -77,6 +80,12 @@ def train(base, text, instructions, tmp_path):
             "sft": (train_sft.main, train_sft.Config, {"instructions": instructions}),
             "lora": (train_lora.main, train_lora.Config, {"text": text}),
             "lora_sft": (train_lora.main, train_lora.Config, {"instructions": instructions}),
+            "adapter": (train_adapter.main, train_adapter.Config, {"text": text}),
+            "adapter_sft": (train_adapter.main, train_adapter.Config, {"instructions": instructions}),
+            "prefix": (train_prefix.main, train_prefix.Config, {"text": text, "block_size": 176}),
+            "prefix_sft": (train_prefix.main, train_prefix.Config, {"instructions": instructions, "block_size": 176}),
+            "prompt": (train_prompt.main, train_prompt.Config, {"text": text, "block_size": 176}),
+            "prompt_sft": (train_prompt.main, train_prompt.Config, {"instructions": instructions, "block_size": 176}),
         }[method]
         out = settings.pop("out", tmp_path / f"run{len(list(tmp_path.iterdir()))}")
         defaults = {"init_from": base, "block_size": 192, "batch_size": 4, "steps": 3, "warmup": 0.0, "device": "cpu"}

@@ -15,19 +15,23 @@ from conftest import RECORDS, metrics, weights
 
 import sample
 import train_lora
+import train_prompt
 import train_sft
 from data.batches import Batches, collate
 from data.examples import Reading, from_instructions, graded_everywhere, next_token, packed, render_prompt
 from evaluate import token_nll
+from model.adapter import apply_adapter
 from model.generate import generate
 from model.gpt import GPT, GPTConfig
-from model.lora import apply_lora, base_state_dict, lora_layers, lora_state_dict, merge, unmerge
+from model.lora import apply_lora, lora_layers, lora_state_dict, merge, unmerge
+from model.prefix import apply_prefix
+from model.switch import base_state_dict
 from store import gpt2
 from store.checkpoint import open_run
 from store.learned import load_adapter
 
 BASE = "data/builtin/base"
-SCRIPTS = {"sft": train_sft, "lora": train_lora}
+SCRIPTS = {"sft": train_sft, "lora": train_lora, "prompt": train_prompt}
 TOKENIZER = open_run(BASE).tokenizer
 ONE = [{"instruction": "Name a sea.", "output": "Baltic"}] * 2
 TOKENS = torch.arange(3, 67).view(2, 32)
@@ -364,3 +368,53 @@ def pull_to_the_base():
         lengths.append(math.sqrt(sum(t.square().sum().item() for n, t in tensors.items() if n.endswith("lora_B"))))
     change = off(lengths[1], lengths[0])
     return f"after 40 steps with the default decay, {decay}, the length of B is {change} that without decay"
+
+
+# ---- adapters, prefixes and soft prompts -----------------------------------------------------------------------------
+
+
+def prefix_in_packed_rows():
+    model, rows = open_run(BASE).model(), [packed(some_examples(), 128)[:2], some_examples()[:2]]
+    torch.manual_seed(0)
+    [keys_values], lengths = apply_prefix(model, 4, from_tokens=True), []
+    for inputs, _, graded, positions in map(collate, rows):
+        keys_values.grad = None
+        model(inputs, graded, positions).square().mean().backward()
+        lengths.append(keys_values.grad.norm().item())
+    return f"the length of the prefix's gradient is {lengths[0]:.2g} from packed rows, {lengths[1]:.2g} from others"
+
+
+def tokens_as_a_prefix():
+    base, model = open_run(BASE).model(), open_run(BASE).model()
+    torch.manual_seed(0)
+    apply_prefix(model, 4, from_tokens=True)
+    torch.manual_seed(0)
+    before = torch.randint(model.config.vocab_size, (1, 4)).expand(2, -1)
+    apart = distance(model(TOKENS), base(torch.cat([before, TOKENS], dim=1))[:, 4:])
+    return f"four tokens as a prefix give logits up to {apart} from those that they give as part of the row"
+
+
+def bottlenecks_at_their_start():
+    model = open_run(BASE).model()
+    apply_adapter(model, 12)
+    moved = distance(model, open_run(BASE).model())
+    return f"before the first step bottlenecks move the base's logits by up to {moved}"
+
+
+def share_that_is_graded():
+    tokens = [int(metrics(train(method, steps=1, batch_size=9)[1], "graded_tokens")[0]) for method in ("sft", "prompt")]
+    return "of the same nine examples train_sft.py grades {} tokens, train_prompt.py {}".format(*tokens)
+
+
+def longest_row_behind_a_prefix():
+    model = open_run(BASE).model()
+    apply_prefix(model, 16)
+    read, row = 0, torch.zeros(1, model.config.block_size, dtype=torch.long)
+    with torch.no_grad():
+        for T in range(1, row.size(1)):
+            try:
+                model.hidden(row[:, :T])
+            except ValueError:
+                break
+            read = T
+    return f"behind a prefix of 16, of {row.size(1)} positions, the longest row that is read has {read} tokens"

@@ -17,7 +17,7 @@ from experiment import claims, in_context, report
 from experiment.evidence import pretraining
 from experiment.plot import comparison as comparison_plots
 from experiment.verdicts import FAILS, HOLDS, UNSEEN, beats, draws_beat
-from model.lora import base_state_dict, plain_names
+from model.switch import base_state_dict, plain_names
 from run import plot
 from store.checkpoint import fingerprint, load_run, open_run
 

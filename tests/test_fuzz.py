@@ -25,8 +25,11 @@ from hypothesis import strategies as st
 import compare
 import evaluate
 import sample
+import train_adapter
 import train_lora
+import train_prefix
 import train_pretrain
+import train_prompt
 import train_sft
 from cli import Mistake, command_line
 from data.batches import collate
@@ -424,7 +427,8 @@ def test_a_damaged_checkpoint_is_refused_or_bit_equal(here, data):
 
 # ---- flags -------------------------------------------------------------------------------------------------------
 
-CONFIGS = [module.Config for module in (train_pretrain, train_sft, train_lora, evaluate, sample, compare)]
+BESIDE = [module.Config for module in (train_lora, train_adapter, train_prefix, train_prompt)]  # a frozen base
+CONFIGS = [*BESIDE, *(module.Config for module in (train_pretrain, train_sft, evaluate, sample, compare))]
 numbers = (
     st.text(st.sampled_from("0123456789-+.eE_ infa"), max_size=6)
     | st.integers().map(str)
@@ -441,7 +445,7 @@ def test_any_text_as_a_flag_is_a_value_in_its_range_or_refused(data, Config):
     chosen = data.draw(st.lists(st.sampled_from(fields), min_size=1, max_size=2, unique_by=lambda field: field.name))
     flags = [f"--{field.name.strip('_').replace('_', '-')}" for field in (*required, *chosen)]
     values = ["x"] * len(required) + [data.draw(numbers) for _ in chosen]
-    if Config in (train_lora.Config, evaluate.Config) and not {"--text", "--instructions"} & set(flags):
+    if Config in (*BESIDE, evaluate.Config) and not {"--text", "--instructions"} & set(flags):
         flags, values = [*flags, "--text"], [*values, "x"]
     ran = []
 

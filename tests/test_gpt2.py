@@ -13,8 +13,9 @@ from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
 from model.generate import generate
 from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora, lora_layers, merge
-from store import checkpoint, gpt2, hugging_face
+from store import checkpoint, hugging_face
 from store.learned import load_adapter, new_head, read_learned
+from store.peft import NAME, adapter_of
 from store.safetensors import read_safetensors, write_safetensors
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -362,7 +363,7 @@ def test_an_adapter_with_one_A_for_q_k_and_v_goes_out_as_it_came_in(theirs, save
     fill(adapted)
     adapted.save_pretrained(tmp_path / "adapter")
     settings, state = hugging_face.load_adapter(tmp_path / "adapter")
-    tensors, out = gpt2.adapter_of(state, settings["r"], settings["alpha"], "gpt2")
+    tensors, out = adapter_of(settings, state, "gpt2")
     assert out["rank_pattern"] == {} and out["r"] == 3
     came = read_safetensors(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, tensor in came.items():
@@ -412,7 +413,7 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(theirs, saved, tmp_path, pe
     ],
 )
 def test_a_malformed_adapter_is_a_sentence(A, B, sentence, saved, tmp_path):
-    name = gpt2.PEFT.format(0, "mlp.c_fc", "{}")
+    name = NAME.format(0, "mlp.c_fc", "{}")
     tensors = {name.format(AB): tensor for AB, tensor in zip("AB", (A, B), strict=True) if tensor is not None}
     write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
     settings = {"peft_type": "LORA", "lora_alpha": 1, "layers_to_transform": [0]}
@@ -456,7 +457,7 @@ def test_a_base_that_has_moved_or_changed_is_named_and_leaves_no_folder(train, b
 
 
 def test_a_run_of_which_a_part_has_learned_is_exported_as_a_model_and_other_parts_are_refused(base, tmp_path):
-    for what, sentence in [("norm", ""), ("both", "more than LoRA's A and B"), ("head", "more than LoRA's A and B")]:
+    for what, sentence in [("norm", ""), ("both", "more than one adapter"), ("head", "more than one adapter")]:
         opened = checkpoint.open_run(base)
         model = opened.model().requires_grad_(False)
         if what == "both":

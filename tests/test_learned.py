@@ -8,7 +8,7 @@ from conftest import weights
 
 import train_sft
 from cli import Mistake
-from model.lora import plain_names
+from model.switch import plain_names
 from store import checked
 from store.checkpoint import load_run, open_run, save
 from store.learned import new_head, read_learned

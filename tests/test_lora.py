@@ -7,16 +7,8 @@ from torch import nn
 
 from cli import Mistake
 from model.fused_lora import FusedLoRA, fuse
-from model.lora import (
-    LoRALinear,
-    activate,
-    apply_lora,
-    base_state_dict,
-    lora_state_dict,
-    merge,
-    plain_names,
-    unmerge,
-)
+from model.lora import LoRALinear, apply_lora, lora_state_dict, merge, unmerge
+from model.switch import activate, base_state_dict, plain_names
 from store.checkpoint import load_run, open_run, save
 from store.learned import fill, fingerprint, load_adapter, read_learned
 

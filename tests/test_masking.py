@@ -188,7 +188,7 @@ def test_sft_with_the_prompt_graded_too_is_the_language_model_loss(train, instru
 # ---- --show-batch ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["pretrain", "sft", "lora", "lora_sft"])
+@pytest.mark.parametrize("method", ["pretrain", "sft", "lora", "lora_sft", "prompt_sft"])
 def test_show_batch_shows_what_the_loss_sees_and_trains_nothing(method, train, capsys, tmp_path):
     """The graded targets it shows decode to the response and its end-of-text, or to all of a text."""
     assert train(method, show_batch=True, batch_size=2)[0] == {}
@@ -203,7 +203,8 @@ def test_show_batch_shows_what_the_loss_sees_and_trains_nothing(method, train, c
     else:
         assert graded == rows
     learns, frozen = said.split("learns: ")[1].split("frozen: ")
-    assert ("lora_A" in learns) == ("lora" in method) and ("wte.weight" in frozen) == ("lora" in method)
+    assert ("lora_A" in learns) == ("lora" in method)
+    assert ("wte.weight" in frozen) == (method not in ("pretrain", "sft"))
 
 
 def test_show_batch_is_in_colour_in_a_terminal_unless_it_is_asked_not_to_be(monkeypatch):

@@ -51,7 +51,9 @@ class Page(HTMLParser):
         self.fetched += [value for name, value in attributes.items() if name in ("src", "href") and tag != "a"]
         if tag == "tbody":
             self.groups.append({"class": attributes.get("class", ""), "views": attributes.get("data-differs", "")})
-            self.groups[-1]["why"] = ""
+            self.groups[-1] |= {"why": "", "scripts": []}
+        elif tag == "span" and self.note is not None:
+            self.note["scripts"].append(attributes["data-script"].split("-"))
         elif tag == "tr":
             self.rows.append({})
         elif tag == "td":
@@ -91,14 +93,14 @@ def test_a_row_is_marked_where_its_lines_differ_and_only_there(read):
     for row in read.rows:
         said = {s: normalised(cell["text"]) for s, cell in row.items() if cell["line"]}
         blank = not any(said.values())
-        differs = [] if blank else [view for view in VIEWS if len({said.get(int(s)) for s in view}) > 1]
+        differs = [] if blank else [v for v in VIEWS if len({said.get(int(s)) for s in v.split("-")}) > 1]
         assert row[0]["group"]["views"].split() == differs
 
 
-@pytest.mark.parametrize("view", ["01", "12", "02"])
+@pytest.mark.parametrize("view", [view for view in VIEWS if len(view.split("-")) == 2])
 def test_what_is_marked_in_two_scripts_is_what_a_diff_of_the_two_finds(read, view):
     """All are aligned at once: that must not make a difference of lines which two of them share."""
-    one, other = (int(s) for s in view)
+    one, other = (int(s) for s in view.split("-"))
     marked = [row for row in read.rows if view in row[0]["group"]["views"].split()]
     texts = [(ROOT / SCRIPTS[s]).read_text(encoding="utf-8") for s in (one, other)]
     lines = [[normalised(line) for line in text.splitlines() if line.strip()] for text in texts]
@@ -114,16 +116,22 @@ def test_every_line_that_differs_carries_a_concept_and_a_sentence(read):
     for group in differing:
         [concept] = [concept for concept in CONCEPTS if group["why"].startswith(concept)]
         assert any(why in group["why"] for why in sentences)
+        for view in group["views"].split():  # each of them shows a sentence that is about a script in it
+            assert any(set(scripts) & set(view.split("-")) for scripts in group["scripts"])
         assert concept.replace(" ", "-") in group["class"].split()
 
 
 def test_lines_that_begin_alike_stand_abreast(read):
     for beginning in ("learning_rate:", "weight_decay:"):
-        assert [3] == [
+        assert [len(SCRIPTS)] == [
             len(row) for row in read.rows if all(cell["text"].strip().startswith(beginning) for cell in row.values())
         ]
     [row] = [row for row in read.rows if "apply_lora(" in row[2]["text"]]
     assert "requires_grad_(True)" in row[0]["text"] and "requires_grad_(True)" in row[1]["text"]
+    assert "apply_adapter(" in row[3]["text"] and "apply_soft_prompt(" in row[5]["text"]
+    assert row[0]["group"]["scripts"] == [["0", "1"], ["2"], ["3"], ["4"], ["5"]], "a sentence each"
+    [row] = [row for row in read.rows if row[2]["text"].strip().startswith("r: int")]
+    assert "width: int" in row[3]["text"] and "length: int" in row[4]["text"]
 
 
 def test_the_page_needs_nothing_else(html, read):
@@ -199,12 +207,14 @@ def test_a_step_that_is_the_same_in_all_says_so(html):
 EARLY = "<head><script>const wrong = []; addEventListener('error', (e) => wrong.push(e.message));</script>"
 PROBE = """<script>
 console.error = (...what) => wrong.push(what.join(" "));
+const scripts = [0, 1, 2, 3, 4, 5];
 const seen = (what) => [...document.querySelectorAll(what)].filter(shown).length;
 const state = () => ({
   overflow: root.scrollWidth - root.clientWidth,
-  columns: [0, 1, 2].map((s) => seen(`td[data-script="${s}"]`)),
-  headings: [0, 1, 2].map((s) => seen(`th[data-script="${s}"]`)),
+  columns: scripts.map((s) => seen(`td[data-script="${s}"]`)),
+  headings: scripts.map((s) => seen(`th[data-script="${s}"]`)),
   differences: seen(".differs .why a"),
+  explained: all(".differs .why").filter((why) => all("span", why).some(shown)).length,
 });
 const found = { window: innerWidth, folded: state(), stops: [], views: {} };
 const stops = all(".differs .why a").map((stop) => stop.id);
@@ -248,7 +258,10 @@ def test_in_a_browser_all_of_it_can_be_read_and_reached(html, tmp_path, width):
         assert state["overflow"] <= 0
     for view, state in found["views"].items():
         for s in range(len(SCRIPTS)):
-            assert bool(state["columns"][s]) == (str(s) in view)
-            assert bool(state["headings"][s]) == (str(s) in view and width > 960)  # a phone names each line's script
+            is_in = str(s) in view.split("-")
+            assert bool(state["columns"][s]) == is_in
+            assert bool(state["headings"][s]) == (is_in and width > 960)  # a phone names each line's script
+        assert state["explained"] == state["differences"]
     counts = {view: state["differences"] for view, state in found["views"].items()}
-    assert 0 < counts["12"] < counts["012"] and 0 < counts["01"] < counts["012"]
+    assert all(0 < counts[pair] < counts["0-1-2"] for pair in ("0-1", "1-2"))
+    assert 0 < counts["4-5"] < counts["2-3-4-5"] < counts["0-1-2-3-4-5"]

@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,15 +13,20 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import cli
+import train_adapter
 import train_lora
+import train_prefix
 import train_pretrain
+import train_prompt
 import train_sft
 from cli import Mistake, command_line
 from data.examples import render_prompt
 from data.tokenizer import load_tokenizer
+from model.adapter import apply_adapter
 from model.fused_lora import fuse
-from model.gpt import GPT, GPTConfig
+from model.gpt import GPT, CausalSelfAttention, GPTConfig
 from model.lora import apply_lora
+from model.prefix import apply_prefix, apply_soft_prompt
 from run import plan
 from run.device import cpu_bf16_units
 from run.memory import Run
@@ -30,6 +35,14 @@ from store.checkpoint import save_model
 ROOT = Path(__file__).parent.parent
 SHAPE = GPTConfig(vocab_size=2048, block_size=128, n_layer=4, n_head=4, n_embd=256)
 T = SHAPE.block_size
+SCRIPTS = {
+    "pretrain": train_pretrain,
+    "sft": train_sft,
+    "lora": train_lora,
+    "adapter": train_adapter,
+    "prefix": train_prefix,
+    "prompt": train_prompt,
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,27 +65,17 @@ def measure(world, tmp_path, monkeypatch):
     """measure(planned) trains for two steps as planned and returns the most bytes that tensors have held."""
 
     def run(planned):
-        lora = {"r": planned.r, "targets": planned.targets} if planned.method == "lora" else {}
-        script = train_lora if lora else train_sft if planned.graded < 1 else train_pretrain
+        script = SCRIPTS[planned.method]
         data = "text" if planned.graded == 1 else "instructions"
         file = next(world.glob(f"{data}.*"))
         monkeypatch.setattr(script, "generate", lambda *args, **kwargs: [[]])  # some ids are no bytes
-        same = (
-            "init_from",
-            "block_size",
-            "batch_size",
-            "micro_batches",
-            "precision",
-            "checkpoint_activations",
-            "device",
-        )
+        same = {field.name for field in fields(planned)} & {field.name for field in fields(script.Config)}
         config = script.Config(
             out=str(tmp_path / f"run{len(list(tmp_path.iterdir()))}"),
             steps=2,
             held_out=0.3,
             **{data: str(file)},
             **{name: getattr(planned, name) for name in same},
-            **lora,
         )
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             script.main(config)
@@ -108,6 +111,12 @@ RUNS = {
     "LoRA SFT": {"method": "lora", "graded": 0.3},
     "bf16": {"precision": "bf16"},
     "LoRA, bf16": {"method": "lora", "precision": "bf16"},
+    "adapter": {"method": "adapter"},
+    "adapter, bf16": {"method": "adapter", "precision": "bf16", "width": 40, "mlp_only": True},
+    "prefix": {"method": "prefix", "block_size": 112},
+    "prompt": {"method": "prompt", "block_size": 64, "length": 64},
+    "prompt, checkpointed": {"method": "prompt", "block_size": 64, "length": 64, "checkpoint_activations": True},
+    "prompt, bf16": {"method": "prompt", "block_size": 112, "precision": "bf16"},
 }
 
 
@@ -128,23 +137,41 @@ BLOCKS = {
     "bf16, written out": {"precision": "bf16", "fused": False},
     "bf16, LoRA": {"method": "lora", "precision": "bf16"},
     "bf16, LoRA on k and up": {"method": "lora", "precision": "bf16", "targets": "k_proj,up_proj"},
+    "adapter": {"method": "adapter"},
+    "bf16, bottlenecks after the MLP": {"method": "adapter", "mlp_only": True, "width": 5, "precision": "bf16"},
+    "prefix": {"method": "prefix"},
+    "prefix, written out": {"method": "prefix", "fused": False, "dropout": 0.1},
+    "bf16, prompt": {"method": "prompt", "length": 5, "precision": "bf16"},
 }
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_keeps_exactly_what_the_plan_says(name):
+def test_a_block_keeps_exactly_what_the_plan_says(name, monkeypatch):
     settings = {"fused": True, **BLOCKS[name]}
     fused = settings.pop("fused")
     config = plan.Config(
         **{"init_from": "x", "batch_size": 2, "block_size": 32, "device": "cpu", "precision": "fp32"} | settings
     )
-    shape = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=4, n_embd=64, dropout=config.dropout)
+    shape = GPTConfig(vocab_size=50, block_size=48, n_layer=2, n_head=4, n_embd=64, dropout=config.dropout)
     model, run = GPT(shape), Run(config, shape)
-    if config.method == "lora":
-        apply_lora(model, config.r, 16.0, config.lora_dropout, config.targets)
-        fuse(model)
-    block = model.blocks[1]
-    run.fused = block.attn.fused = fused
+    match config.method:
+        case "lora":
+            apply_lora(model, config.r, 16.0, config.lora_dropout, config.targets)
+            fuse(model)
+        case "adapter":
+            apply_adapter(model, config.width, config.mlp_only)
+        case "prefix":
+            apply_prefix(model, config.length)
+        case "prompt":
+            apply_soft_prompt(model, config.length)
+    assert run.base + run.adapter == sum(p.numel() for p in model.parameters())
+    assert run.learning == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    block, visible, layer = model.blocks[1], None, None
+    if run.P:
+        cache = model.prefix(model, None)
+        visible, layer = cache.begin(32)[1], cache.layers[1]
+    run.fused = fused
+    monkeypatch.setattr(CausalSelfAttention, "fused", fused)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved = {}
 
@@ -155,7 +182,7 @@ def test_a_block_keeps_exactly_what_the_plan_says(name):
 
     half = torch.autocast("cpu", torch.bfloat16) if config.precision == "bf16" else contextlib.nullcontext()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), half:
-        kept = block(torch.randn(2, 32, 64, requires_grad=True), None, None)
+        kept = block(torch.randn(2, 32, 64, requires_grad=True), visible, layer)
     assert kept.shape == (2, 32, 64)
     assert run.saved_by_block() == sum(saved.values())
 
@@ -200,18 +227,19 @@ runpy.run_path("{script}.py", run_name="__main__")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
-@pytest.mark.parametrize("script", ["train_pretrain", "train_sft", "train_lora"])
+@pytest.mark.parametrize("script", ["train_pretrain", "train_sft", "train_lora", "train_adapter", "train_prompt"])
 def test_memory_that_runs_out_names_a_command_that_says_what_would_fit(script, world, tmp_path, monkeypatch, capsys):
     """The command is followed: it plans the run that failed."""
     data = "--instructions {}/instructions.json" if script == "train_sft" else "--text {}/text.txt"
-    flags = f"{data.format(world)} --init-from {world}/base --out {tmp_path}/run --batch-size 256 --device cpu"
+    own = {"train_adapter": "--mlp-only ", "train_prompt": "--length 8 --block-size 120 "}.get(script, "")
+    flags = f"{data.format(world)} --init-from {world}/base --out {tmp_path}/run {own}--batch-size 256 --device cpu"
     command = [sys.executable, "-c", LIMITED.format(script=script), *flags.split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
     advised = re.search("out of memory: `python -m run.plan (.+)` says what it needs", done.stderr)[1]
-    assert "--batch-size 256" in advised
+    assert f"{own}--batch-size 256" in advised
     said = say([*advised.split(), "--memory", "400MB"], monkeypatch, capsys).out
-    assert f"{script.removeprefix('train_')}: " in said and "256 rows of 128 tokens, on cpu" in said
+    assert f"{script.removeprefix('train_')}: " in said and "256 rows of 1" in said and "tokens, on cpu" in said
     assert "This does not fit 400 MB" in said
     assert re.search(r"This (fits|does not fit) [\d.]+ [MG]B", say(advised.split(), monkeypatch, capsys).out), (
         "what is here"
@@ -267,7 +295,11 @@ MISTAKES = [
     (["--shard"], "--shard splits a model over several processes: give their number, --ranks N"),
     (["--memory", "0GB"], "--memory must be a number of MB, GB, MiB or GiB, like 8GB; got '0GB'"),
     (["--memory", "6 parsecs"], "--memory must be a number of MB, GB, MiB or GiB, like 8GB; got '6 parsecs'"),
-    (["--method", "dpo"], "--method must be pretrain, sft or lora, got 'dpo'"),
+    (["--method", "dpo"], "--method must be pretrain, sft, lora, adapter, prefix or prompt, got 'dpo'"),
+    (
+        ["--method", "prompt", "--block-size", "1009"],
+        "--block-size 1009 is beyond the 1024 tokens of gpt2, of which a prefix takes 16",
+    ),
     (["--block-size", "2048"], "--block-size 2048 is beyond the 1024 tokens of gpt2"),
 ]
 

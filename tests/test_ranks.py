@@ -25,7 +25,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 SCRIPTS = {
     "pretrain": "train_pretrain", "sft": "train_sft", "lora": "train_lora", "lora_sft": "train_lora",
-    "sft_fp16": "train_sft",
+    "sft_fp16": "train_sft", "adapter": "train_adapter", "prefix_sft": "train_prefix", "prompt": "train_prompt",
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def settings_of(method, base, text, instructions):
     """20 steps of unequal rows, an odd number of them; pretraining has a row a micro-batch, so one rank gets none."""
     data = {"instructions": instructions} if "sft" in method else {"text": text}
     rows = {
-        "block_size": 192 if "sft" in method else 32,
+        "block_size": (176 if "prefix" in method else 192) if "sft" in method else 32,
         "batch_size": 1 if method == "pretrain" else 5,
         "micro_batches": 2,
     }
@@ -91,13 +91,15 @@ def test_two_ranks_are_one_process(runs, method, ranks):
 @pytest.mark.parametrize("method", SCRIPTS)
 def test_what_several_ranks_wrote_is_one_run_and_loads_in_one_process(runs, method, ranks):
     run = runs / ranks / method
-    lora = "lora" in method
-    saved = "learned.pt" if lora else "model.pt"
+    beside = not method.startswith(("pretrain", "sft"))
+    saved = "learned.pt" if beside else "model.pt"
     assert sorted(p.name for p in run.iterdir()) == sorted(["config.json", "metrics.csv", "sample.txt", saved])
-    load_run("" if lora else str(run), str(run) if lora else "", torch.device("cpu"))
+    load_run("" if beside else str(run), str(run) if beside else "", torch.device("cpu"))
 
 
-@pytest.mark.parametrize("method, ranks, then", [("sft", "fsdp", 2), ("lora", "ddp", 2), ("pretrain", "fsdp", 1)])
+@pytest.mark.parametrize(
+    "method, ranks, then", [("sft", "fsdp", 2), ("lora", "ddp", 2), ("pretrain", "fsdp", 1), ("prompt", "fsdp", 2)]
+)
 def test_two_ranks_are_resumed_by_as_many_or_by_one(runs, method, ranks, then, base, text, instructions, tmp_path):
     """It fails after 14 steps, saved after 10."""
     settings = settings_of(method, base, text, instructions) | {"out": str(tmp_path / "run"), "save_every": 10}

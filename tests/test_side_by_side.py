@@ -11,9 +11,11 @@ import pytest
 from notebooks.side_by_side import CONCEPTS, normalised, reasons
 
 ROOT = Path(__file__).parent.parent
-SIBLINGS = PRETRAIN, SFT, LORA = "train_pretrain.py", "train_sft.py", "train_lora.py"
+SIBLINGS = PRETRAIN, SFT, LORA, ADAPTER, PREFIX, PROMPT = [
+    f"train_{method}.py" for method in ("pretrain", "sft", "lora", "adapter", "prefix", "prompt")
+]
 STEPS = ["config", "data", "model", "what learns", "optimizer", "loop", "evaluate", "save"]
-BUDGETS = {(PRETRAIN, SFT): 18, (SFT, LORA): 22}
+BUDGETS = {(PRETRAIN, SFT): 18, (SFT, LORA): 22, (LORA, ADAPTER): 14, (LORA, PREFIX): 14, (PREFIX, PROMPT): 10}
 PAIRS = [*BUDGETS, (PRETRAIN, LORA)]
 
 
