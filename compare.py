@@ -2,6 +2,7 @@
 
     python compare.py            the built-in world, from the base model that ships with it
     python compare.py --quick    the same with fewer steps and questions, in a minute or two
+    python compare.py --only peft                                                   what learns beside a frozen base
     python compare.py --base RUN --text FILE --domain FILE --instructions FILE --questions FILE      one's own
 
 Each method is a call of a script's main(config), on the same data in the same order, in a process of its own, so that
@@ -10,31 +11,29 @@ its peak memory is its own. experiment/claims.py reads what was measured and say
 
 import dataclasses
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+import train_adapter
 import train_lora
+import train_prefix
 import train_pretrain
+import train_prompt
 import train_sft
-from cli import Mistake, check, command_line, flag, open_streams
+from cli import Mistake, check, command_line, flag
 from data.examples import Reading, from_text, instruction_example, read_instructions, render_prompt
 from data.files import write_whole
 from evaluate import SPLITS, Yardsticks, judge
-from experiment import claims, plot, report
-from experiment.evidence import gather, pretraining
+from experiment import claims, evidence, frozen, plot, report
 from experiment.in_context import as_json
 from experiment.method import Method
+from experiment.own_process import in_own_process
 from experiment.sweep import sweep
 from model.generate import generate
 from model.gpt import GPT
@@ -52,6 +51,7 @@ class Config:
     questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above
     out: str = "runs/compare"  # folder to write the runs, results.json, results.md and the plots to
     resume: bool = False  # go on with the comparison in --out: what is done is not done again
+    only: str = "core"  # core: the four kinds of finetuning; peft: what learns beside a frozen base
     sweep: bool = False  # instead of the comparison, each method at several learning rates
     quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
@@ -60,11 +60,16 @@ class Config:
     batch_size: int = 8  # rows a step
     domain_steps: int = 80  # optimizer steps on the domain
     steps: int = 300  # optimizer steps on the instructions
-    learning_rate: float = 1e-3  # continued pretraining's, at its peak; this and the next three by --sweep
+    learning_rate: float = 1e-3  # continued pretraining's, at its peak; this and the next six by --sweep
     lora_learning_rate: float = 2e-3  # LoRA's on the domain
     sft_learning_rate: float = 3e-4  # SFT's
     lora_sft_learning_rate: float = 4e-3  # LoRA-SFT's
+    adapter_learning_rate: float = 4e-3  # adapter-SFT's
+    prefix_learning_rate: float = 1e-2  # prefix-SFT's
+    prompt_learning_rate: float = 2e-2  # prompt-SFT's
     r: int = 6  # LoRA's rank
+    width: int = 12  # a bottleneck's
+    length: int = 16  # positions of a prefix, and of a soft prompt
     held_out: float = 0.05  # share of each text that is not learned from, but judged by
     device: str = "auto"  # cuda, mps, cpu, or auto
 
@@ -76,30 +81,33 @@ def main(config: Config) -> dict[str, Any]:
         config = dataclasses.replace(
             config, domain_steps=max(1, config.domain_steps // 6), steps=max(1, config.steps // 12)
         )
+    if config.only not in FAMILIES:
+        raise Mistake(f"--only must be {' or '.join(FAMILIES)}; got {config.only!r}")
+    family = FAMILIES[config.only]
     check_folder(out, config)
     yardsticks = yardsticks_of(config, device)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "config.json", json.dumps(settings_of(config), indent=2).encode() + b"\n")
     if config.sweep:
-        sweep(methods_of(config, out, config.seed), yardsticks, out, report.formatted)
+        sweep(family.methods(config, out, config.seed), yardsticks, out, report.formatted)
         return {}
 
-    runs = [one_seed(config, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]
+    runs = [one_seed(config, family, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]
     results: dict[str, Any] = {
         "device": str(device),
         "seconds": time.perf_counter() - started,
         "seeds": seeds_of(config),
         "quick": config.quick,
         "rows": [report.averaged([run["rows"][i] for run in runs]) for i in range(len(runs[0]["rows"]))],
-        "claims": claims.ledger([run["evidence"] for run in runs]),
+        "claims": claims.ledger([run["evidence"] for run in runs], family.claims),
         "samples": runs[0]["samples"],
         "evidence": [run["evidence"] for run in runs],
     }
     found = f"{report.table(results['rows'])}\n\n{report.legend(results)}\n\n{report.claims(results['claims'])}\n"
-    (out / "samples.md").write_text(samples_report(results["samples"]), encoding="utf-8")
+    (out / "samples.md").write_text(report.samples(results["samples"]), encoding="utf-8")
     (out / "results.md").write_text(found, encoding="utf-8")
     write_whole(out / "results.json", json.dumps(results, indent=2).encode() + b"\n")  # the sign that all is done
-    print(f"\n{found}\n{plot.comparison(results, out)}\n{results['seconds']:.0f} s on {device}; all of it is in {out}.")
+    print(f"\n{found}\n{family.plot(results, out)}\n{results['seconds']:.0f} s on {device}; all of it is in {out}.")
     return results
 
 
@@ -156,13 +164,18 @@ def yardsticks_of(config: Config, device: torch.device) -> Yardsticks:
 # ---- one seed: every method, then what the claims ask for ----------------------------------------------------------
 
 
-def methods_of(config: Config, folder: Path, seed: int) -> list[Method]:
-    """The methods, on the same data in the same order: four ways of finetuning, and three controls."""
+def settings_for_all(config: Config, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """On the domain, and of SFT: the same data in the same order for all methods."""
     same = {key: getattr(config, key) for key in ("block_size", "batch_size", "held_out", "device")} | {"seed": seed}
     from_base = {**same, "init_from": config.base, "eval_every": 200}
     domain = {**from_base, "text": config.domain, "steps": config.domain_steps}
     sft = {**from_base, "instructions": config.instructions, "steps": config.steps, "pack": True}
-    sft["learning_rate"] = config.sft_learning_rate
+    return domain, {**sft, "learning_rate": config.sft_learning_rate}
+
+
+def methods_of_core(config: Config, folder: Path, seed: int) -> list[Method]:
+    """Four ways of finetuning, and three controls."""
+    domain, sft = settings_for_all(config, seed)
     lora_sft = {**sft, "learning_rate": config.lora_sft_learning_rate, "r": config.r}
     methods = [
         ("continued pretraining", train_pretrain, {**domain, "learning_rate": config.learning_rate}),
@@ -173,13 +186,46 @@ def methods_of(config: Config, folder: Path, seed: int) -> list[Method]:
         ("SFT, prompt graded", train_sft, {**sft, "grade_prompt": True}),
         ("SFT, random weights", train_sft, {**sft, "init_from": str(folder / "random-base")}),
     ]
+    return in_folders(methods, folder)
+
+
+def methods_of_peft(config: Config, folder: Path, seed: int) -> list[Method]:
+    """What can learn beside a frozen base, and full finetuning; all in rows that leave room for a prefix."""
+    sft = settings_for_all(config, seed)[1] | {"block_size": config.block_size - config.length}
+    length = {"length": config.length}
+    methods = [
+        ("SFT", train_sft, sft),
+        ("LoRA-SFT", train_lora, {**sft, "learning_rate": config.lora_sft_learning_rate, "r": config.r}),
+        ("adapter-SFT", train_adapter, {**sft, "learning_rate": config.adapter_learning_rate, "width": config.width}),
+        ("prefix-SFT", train_prefix, {**sft, "learning_rate": config.prefix_learning_rate, **length}),
+        ("prompt-SFT", train_prompt, {**sft, "learning_rate": config.prompt_learning_rate, **length}),
+    ]
+    return in_folders(methods, folder)
+
+
+def in_folders(methods: list[tuple[str, Any, dict[str, Any]]], folder: Path) -> list[Method]:
     return [
         Method(name, script, settings, str(folder / name.lower().replace(",", "").replace(" ", "-")))
         for name, script, settings in methods
     ]
 
 
-def one_seed(config: Config, folder: Path, seed: int, y: Yardsticks) -> dict[str, Any]:
+class Family(NamedTuple):
+    """Methods that are compared with each other, what else is measured of them, and what is said and drawn of it."""
+
+    methods: Callable[[Config, Path, int], list[Method]]
+    gather: Callable[..., dict[str, Any]]
+    claims: dict[str, tuple[str, claims.Claim]]
+    plot: Callable[[dict[str, Any], Path], str]
+
+
+FAMILIES = {
+    "core": Family(methods_of_core, evidence.gather, claims.CLAIMS, plot.comparison),
+    "peft": Family(methods_of_peft, frozen.gather, frozen.CLAIMS, frozen.plot),
+}
+
+
+def one_seed(config: Config, family: Family, folder: Path, seed: int, y: Yardsticks) -> dict[str, Any]:
     """The rows of the table, what each model says, and the evidence for the claims."""
     base = checkpoint.open_run(config.base).model().to(y.device)
     torch.manual_seed(seed)
@@ -188,15 +234,16 @@ def one_seed(config: Config, folder: Path, seed: int, y: Yardsticks) -> dict[str
     write_whole(folder / "no-examples.json", json.dumps(alone).encode())
     rows = {"base": {"method": "base", **costs_of_base(config.base, base), **judge(base, y)}}
     said = {"base": samples(base, y)}
-    methods = {method.name: method for method in methods_of(config, folder, seed)}
+    methods = {method.name: method for method in family.methods(config, folder, seed)}
     for number, (name, method) in enumerate(methods.items(), 1):
         print(f"\n{name}, method {number} of {len(methods)}")
         costs = costs_of(method)
         model = checkpoint.load_run(method.out, "", y.device)[0]
         rows[name] = {"method": name, **costs, **judge(model, y)}
         said[name] = samples(model, y)
-    print("\nshorter trainings, for the curves")
-    return {"rows": list(rows.values()), "samples": said, "evidence": gather(config.base, base, methods, rows, seed, y)}
+    print("\nother trainings, for the curves")
+    found = family.gather(config.base, base, methods, rows, seed, y)
+    return {"rows": list(rows.values()), "samples": said, "evidence": found}
 
 
 def samples(model: GPT, y: Yardsticks) -> list[dict[str, str]]:
@@ -206,15 +253,6 @@ def samples(model: GPT, y: Yardsticks) -> list[dict[str, str]]:
         prompts += [render_prompt(one.instruction, one.input) for one in y.of_split(split)[:1]]
     new = generate(model, [y.tokenizer.encode_ordinary(one) for one in prompts], 24, y.tokenizer.eot_token)
     return [{"prompt": one, "answer": y.tokenizer.decode(answer)} for one, answer in zip(prompts, new, strict=True)]
-
-
-def samples_report(said: dict[str, list[dict[str, str]]]) -> str:
-    """Prompt by prompt, what each method writes."""
-    parts = []
-    for i, sample in enumerate(said["base"]):
-        lines = [f"{method:>21} |{of_method[i]['answer']}" for method, of_method in said.items()]
-        parts.append("\n".join([sample["prompt"], *[line.replace("\n", "\n" + " " * 22 + "|") for line in lines]]))
-    return "\n\n".join(f"```\n{part}\n```" for part in parts) + "\n"
 
 
 def costs_of(method: Method) -> dict[str, Any]:
@@ -228,46 +266,10 @@ def costs_of(method: Method) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def begin_in_own_process() -> None:
-    """Of a process that trains: if this one is killed, it finishes its step, saves and ends."""
-    open_streams()
-    parent = multiprocessing.parent_process()
-
-    def leave_with_parent() -> None:
-        if parent:
-            parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(600)  # seconds, for its step; then nobody waits for its result any more
-        os._exit(143)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def in_own_process(main: Any, config: Any) -> dict[str, Any]:
-    """main(config) in a fresh process, where nothing that ran before counts as memory: where the system can, forked off
-    one that has only imported torch, for that takes as long as 30 steps."""
-    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-    if can_fork:
-        context.set_forkserver_preload(["torch._dynamo", "train_lora", "train_pretrain", "train_sft"])
-    with ProcessPoolExecutor(1, context, begin_in_own_process) as pool:
-        return pool.submit(unless_orphaned, main, config).result()
-
-
-def unless_orphaned(main: Any, config: Any) -> dict[str, Any]:
-    try:
-        return main(config)
-    finally:
-        parent = multiprocessing.parent_process()
-        if parent and not parent.is_alive():
-            sys.stdout.flush()  # it says how to go on
-            os._exit(143)  # nobody waits for what it returns
-
-
 def costs_of_base(folder: str, base: GPT) -> dict[str, Any]:
     """What pretraining the base took, as far as its run folder tells."""
     total = sum(parameter.numel() for parameter in base.parameters())
-    file, seconds = Path(folder, "model.pt"), pretraining(folder)[1]
+    file, seconds = Path(folder, "model.pt"), evidence.pretraining(folder)[1]
     size = file.stat().st_size if file.is_file() else None  # a model in Hugging Face's layout
     return {"trainable": total, "total": total, "seconds": seconds, "peak_mb": None, "checkpoint_bytes": size}
 

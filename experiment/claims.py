@@ -7,19 +7,20 @@ evidence is missing or too small the verdict says so.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiment.verdicts import FAILS, HOLDS, UNSEEN, above_chance, beats, both, draws_beat, when
 
 Evidence = dict[str, Any]
 Finding = tuple[str, str]  # verdict, numbers
+Claim = Callable[[Evidence], Finding]
 
 
-def ledger(seeds: list[Evidence]) -> list[dict[str, Any]]:
+def ledger(seeds: list[Evidence], claims: Mapping[str, tuple[str, Claim]]) -> list[dict[str, Any]]:
     """Each claim with its verdict on every seed; the verdict of all is theirs if they agree."""
     entries = []
-    for number, (sentence, claim) in CLAIMS.items():
+    for number, (sentence, claim) in claims.items():
         findings = [claim(evidence) for evidence in seeds]
         verdicts = [verdict for verdict, _ in findings]
         overall = verdicts[0] if len(set(verdicts)) == 1 else f"{UNSEEN}: the seeds disagree ({', '.join(verdicts)})"
@@ -274,7 +275,7 @@ def curve_of(shares: dict[str, float]) -> str:
     return " ".join(f"{value:.0%}" for value in shares.values())
 
 
-CLAIMS: dict[str, tuple[str, Callable[[Evidence], Finding]]] = {
+CLAIMS: dict[str, tuple[str, Claim]] = {
     "1": ("The base model continues text well and follows no instruction.", base_continues),
     "2": ("Continued pretraining updates all the parameters and adapts to the domain.", continued_adapts),
     "3": ("It forgets some of what it knew.", continued_forgets),

@@ -79,3 +79,12 @@ def claims(entries: list[dict[str, Any]]) -> str:
         several = len(entry["numbers"]) > 1
         lines += [f"   - {f'seed {i}: ' if several else ''}{numbers}" for i, numbers in enumerate(entry["numbers"])]
     return "\n".join(lines)
+
+
+def samples(said: dict[str, list[dict[str, str]]]) -> str:
+    """Prompt by prompt, what each method writes."""
+    parts = []
+    for i, sample in enumerate(said["base"]):
+        lines = [f"{method:>21} |{of_method[i]['answer']}" for method, of_method in said.items()]
+        parts.append("\n".join([sample["prompt"], *[line.replace("\n", "\n" + " " * 22 + "|") for line in lines]]))
+    return "\n\n".join(f"```\n{part}\n```" for part in parts) + "\n"

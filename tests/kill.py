@@ -29,9 +29,9 @@ METHODS = {
     "sft": ["train_sft.py", "--instructions", str(BUILTIN / "instructions.json")],
     "lora": ["train_lora.py", "--text", str(BUILTIN / "domain.jsonl"), "--lora-dropout", "0.1"],
     "lora-sft": ["train_lora.py", "--instructions", str(BUILTIN / "instructions.json"), "--pack"],
-    "adapter": ["train_adapter.py", "--text", str(BUILTIN / "domain.txt")],
+    "adapter": ["train_adapter.py", "--text", str(BUILTIN / "domain.jsonl")],
     "prefix": ["train_prefix.py", "--instructions", str(BUILTIN / "instructions.json"), "--pack"],
-    "prompt": ["train_prompt.py", "--text", str(BUILTIN / "domain.txt")],
+    "prompt": ["train_prompt.py", "--text", str(BUILTIN / "domain.jsonl")],
 }
 
 

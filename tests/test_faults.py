@@ -426,7 +426,7 @@ def test_the_best_model_is_the_one_of_the_lowest_held_out_loss(train, instructio
 
 
 def test_compare_goes_on_with_the_methods_that_are_not_done(base, text, instructions, tmp_path, monkeypatch, capsys):
-    """The second of six methods fails; resumed, the first is not trained again."""
+    """The second of three methods fails; resumed, the first is not trained again."""
     trained = []
     real = compare.in_own_process
 
@@ -437,12 +437,11 @@ def test_compare_goes_on_with_the_methods_that_are_not_done(base, text, instruct
         return real(main, config)
 
     monkeypatch.setattr(compare, "in_own_process", fails)
-    methods_of, fake = compare.methods_of, []
-    monkeypatch.setattr(compare, "methods_of", lambda *args: methods_of(*args)[:3])
-    monkeypatch.setattr(compare, "gather", lambda *args: fake.append(args) or {})
-    monkeypatch.setattr(compare.claims, "ledger", lambda evidence: [])
-    monkeypatch.setattr(compare.claims, "report", lambda claims: "")
-    monkeypatch.setattr(compare.plot, "comparison", lambda *args: "")
+    core = compare.FAMILIES["core"]
+    three = core._replace(
+        methods=lambda *args: core.methods(*args)[:3], gather=lambda *args: {}, claims={}, plot=lambda *args: ""
+    )
+    monkeypatch.setitem(compare.FAMILIES, "core", three)
     few = json.loads((ROOT / "data/builtin/questions.json").read_text(encoding="utf-8"))[::60]
     (tmp_path / "few.json").write_text(json.dumps(few))
     settings = {"quick": True, "out": str(tmp_path / "c"), "domain_steps": 6, "steps": 12}
