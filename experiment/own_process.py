@@ -1,4 +1,4 @@
-"""A training in a process of its own, whose memory is then its own, and which ends when nobody waits for it any more."""
+"""A training in a process of its own: its memory is its own, and it ends when nobody waits for it any more."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ def in_own_process(main: Any, config: Any) -> dict[str, Any]:
     can_fork = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
     if can_fork:
-        context.set_forkserver_preload(["torch._dynamo", "train_lora"])
+        context.set_forkserver_preload(["torch._dynamo"])
     with ProcessPoolExecutor(1, context, begin_in_own_process) as pool:
         return pool.submit(unless_orphaned, main, config).result()
 
