@@ -1,6 +1,6 @@
 """This project beside the libraries a user would pick instead, on the same work in one process.
 
-    python -m benchmarks train|lora|sft|generate|memory|startup --shape tiny|small|gpt2
+    python -m benchmarks train|lora|frozen|sft|generate|memory|startup --shape tiny|small|gpt2
 
 Needs benchmarks/requirements.txt. Prints a Markdown table and the ratios with their spread: the median over the rounds
 and, in brackets, the middle half of them. What came out, and on which machine, is in benchmarks/README.md.
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("work", choices=["train", "lora", "sft", "generate", "memory", "startup"])
+    parser.add_argument("work", choices=["train", "lora", "frozen", "sft", "generate", "memory", "startup"])
     parser.add_argument("--shape", choices=SHAPES, default="small", help="size of the model and its batches")
     parser.add_argument("--rows", type=int, help="rows a batch, instead of the shape's own")
     parser.add_argument("--tokens", type=int, help="tokens a row, instead of the shape's own")
@@ -54,7 +54,15 @@ def main() -> None:
     shape = SHAPES[args.shape]
     shape = shape._replace(B=args.rows or shape.B, T=args.tokens or shape.T)
     print(f"{args.work}, {args.shape}: {shape}\n{machine(torch.device(args.device))}\n")
-    works = {"train": train, "lora": lora, "sft": sft, "generate": generation, "memory": memory, "startup": startup}
+    works = {
+        "train": train,
+        "lora": lora,
+        "frozen": frozen,
+        "sft": sft,
+        "generate": generation,
+        "memory": memory,
+        "startup": startup,
+    }
     try:
         works[args.work](shape, choose_device(args.device), args)
     except (Mistake, OSError, ImportError) as error:
@@ -83,8 +91,8 @@ def train(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     rows = who.random_rows(shape, device)
     batch = who.one_batch(rows)
     runs = [
-        Contestant("ours", who.ours(who.our_model(shape, device), False, batch)),
-        Contestant("ours bf16", who.ours(who.our_model(shape, device, BF16), False, batch)),
+        Contestant("ours", who.ours(who.our_model(shape, device), "full", batch)),
+        Contestant("ours bf16", who.ours(who.our_model(shape, device, BF16), "full", batch)),
         Contestant("transformers", who.theirs(who.transformers_model(shape, device), rows, FP32)),
         Contestant("transformers bf16", who.theirs(who.transformers_model(shape, device), rows, BF16)),
     ]
@@ -94,7 +102,7 @@ def train(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
         runs.append(Contestant("nanoGPT", who.nanogpt(args.nanogpt, shape, rows)))
     if args.compile:
         compiled = who.our_model(shape, device, BF16, compiled=True)
-        runs.append(Contestant("ours bf16 compiled", who.ours(compiled, False, batch)))
+        runs.append(Contestant("ours bf16 compiled", who.ours(compiled, "full", batch)))
     race(runs, args.rounds, device)
     big = args.shape == "gpt2"
     print_table(
@@ -119,9 +127,9 @@ def lora(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     rows = who.random_rows(shape, device)
     batch = who.one_batch(rows)
     runs = [
-        Contestant("ours, full", who.ours(who.our_model(shape, device), False, batch)),
-        Contestant("ours", who.ours(who.our_model(shape, device), True, batch)),
-        Contestant("ours bf16", who.ours(who.our_model(shape, device, BF16), True, batch)),
+        Contestant("ours, full", who.ours(who.our_model(shape, device), "full", batch)),
+        Contestant("ours", who.ours(who.our_model(shape, device), "LoRA", batch)),
+        Contestant("ours bf16", who.ours(who.our_model(shape, device, BF16), "LoRA", batch)),
         Contestant("PEFT", who.theirs(who.with_peft(who.transformers_model(shape, device)), rows, FP32)),
         Contestant("PEFT bf16", who.theirs(who.with_peft(who.transformers_model(shape, device)), rows, BF16)),
     ]
@@ -135,6 +143,26 @@ def lora(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
         ("ours bf16", "PEFT bf16", 1.4 if args.shape == "small" else None),
         ("ours", "ours, full", 1.35 if big else None),
     )
+
+
+def frozen(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
+    """A step of what learns beside a frozen model, with every token graded, and how much there is to save."""
+    rows = who.random_rows(shape, device)
+    batch, longer = who.one_batch(rows), shape._replace(T=shape.T + who.LENGTH)  # positions for a prefix, too
+    models = {method: who.our_model(longer, device) for method in who.LEARN}
+    runs = [Contestant(f"ours, {method}", who.ours(model, method, batch)) for method, model in models.items()]
+    for method in PEFT_HAS:
+        theirs = who.with_peft(who.transformers_model(longer, device), method)
+        runs.append(Contestant(f"PEFT, {method}", who.theirs(theirs, rows, FP32)))
+    race(runs, args.rounds, device)
+    same = [(f"ours, {method}", f"PEFT, {method}", 1.1) for method in PEFT_HAS]
+    print_table(runs, device, "tokens", *same, ("ours, bottlenecks", "ours, full", None))
+    for method, model in models.items():
+        learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        print(f"- {method}: {learns:,} numbers learn, {4 * learns / 1e6:,.2f} MB to save")
+
+
+PEFT_HAS = ("LoRA", "prefix", "soft prompt")
 
 
 def sft(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
@@ -155,9 +183,9 @@ def sft(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     )
     print(f"batches of {shape.B} are {1 - n / sum(rows):.1%} padding\n")
 
-    def our(precision=FP32, lora=False, batches=None, all_logits=False):
+    def our(precision=FP32, method="full", batches=None, all_logits=False):
         loader = batches or who.batches_of(examples, shape.B)
-        return who.ours(who.our_model(shape, device, precision), lora, loader, all_logits)
+        return who.ours(who.our_model(shape, device, precision), method, loader, all_logits)
 
     with tempfile.TemporaryDirectory() as folder:
 
@@ -169,8 +197,8 @@ def sft(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
             Contestant("ours bf16", our(BF16)),
             Contestant("ours, all logits", our(all_logits=True)),
             Contestant("ours, packed", our(batches=packed_batches)),
-            Contestant("ours LoRA", our(lora=True)),
-            Contestant("ours LoRA bf16", our(BF16, lora=True)),
+            Contestant("ours LoRA", our(method="LoRA")),
+            Contestant("ours LoRA bf16", our(BF16, "LoRA")),
             Contestant("TRL", trl()),
             Contestant("TRL bf16", trl(bf16=True)),
             Contestant("TRL with PEFT", trl(lora=True)),
@@ -209,7 +237,14 @@ def generation(shape: Shape, device: torch.device, args: argparse.Namespace) -> 
         print_table(runs, device, "tokens", ("ours", "transformers", least), ("ours bf16", "transformers", None))
 
 
-MEASURED = ["ours, full", "transformers", "ours LoRA", "PEFT", "ours LoRA, checkpointed", "ours LoRA bf16", "PEFT bf16"]
+MEASURED = [
+    "ours, full", "transformers", "ours LoRA", "PEFT", "ours LoRA, checkpointed", "ours LoRA bf16", "PEFT bf16",
+    "ours bottlenecks", "ours prefix", "PEFT prefix", "ours soft prompt", "PEFT soft prompt",
+]  # fmt: skip
+IN_PAIRS = [
+    ("ours, full", "transformers"), ("ours LoRA", "PEFT"), ("ours LoRA bf16", "PEFT bf16"),
+    ("ours prefix", "PEFT prefix"), ("ours soft prompt", "PEFT soft prompt"),
+]  # fmt: skip
 
 
 def memory(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
@@ -224,8 +259,8 @@ def memory(shape: Shape, device: torch.device, args: argparse.Namespace) -> None
         found[name] = float(process.stdout)
         print(f"| {name} | {found[name]:,.0f} |", flush=True)
     print()
-    for one, other in [("ours, full", "transformers"), ("ours LoRA", "PEFT"), ("ours LoRA bf16", "PEFT bf16")]:
-        if one in found:
+    for one, other in IN_PAIRS:
+        if one in found and other in found:
             print(f"- {one} : {other} = {found[one] / found[other]:.2f}×")
 
 
@@ -234,13 +269,15 @@ def peak_of(name: str, shape: Shape, device_name: str, threads: int) -> float:
     torch.set_num_threads(threads)
     device = torch.device(device_name)
     rows, precision = who.random_rows(shape, device), BF16 if "bf16" in name else FP32
+    method = next((method for method in who.LEARN if method in name), "LoRA")  # PEFT's, where none is named
+    shape = shape._replace(T=shape.T + who.LENGTH) if method in ("prefix", "soft prompt") else shape
     if "ours" in name:
         model = who.our_model(shape, device, precision)
         model.checkpoint_activations = "checkpointed" in name
-        step = who.ours(model, "LoRA" in name, who.one_batch(rows))
+        step = who.ours(model, method, who.one_batch(rows))
     else:
         model = who.transformers_model(shape, device)
-        step = who.theirs(who.with_peft(model) if "PEFT" in name else model, rows, precision)
+        step = who.theirs(who.with_peft(model, method) if "PEFT" in name else model, rows, precision)
     for _ in range(3):
         step()
     return peak_mb(device) or 0.0
@@ -256,7 +293,7 @@ STARTS = {
 import torch
 from benchmarks import contestants as who
 shape, cpu = who.SHAPES["tiny"], torch.device("cpu")
-who.ours(who.our_model(shape, cpu), False, who.one_batch(who.random_rows(shape, cpu)))()""",
+who.ours(who.our_model(shape, cpu), "full", who.one_batch(who.random_rows(shape, cpu)))()""",
     "first step (transformers)": """
 import torch
 from benchmarks import contestants as who

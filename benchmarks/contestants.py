@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from data.batches import Batch, Batches
 from data.examples import Example
+from model.adapter import apply_adapter
 from model.fused_lora import fuse
 from model.generate import generate, lay_out_for_generation
 from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora
+from model.prefix import apply_prefix, apply_soft_prompt
 from run.device import fused_attention_pays
 
 
@@ -81,9 +83,19 @@ def our_model(shape: Shape, device: torch.device, precision: torch.dtype = FP32,
     return model
 
 
-def ours(model: GPT, lora: bool, next_batch: Callable[[], Batch], all_logits: bool = False) -> Callable[[], int]:
+LENGTH, WIDTH = 16, 64  # of a prefix and a soft prompt, positions; of a bottleneck, channels
+LEARN: dict[str, Callable[[GPT], list[nn.Parameter]]] = {  # method: what learns
+    "full": lambda model: list(model.parameters()),
+    "LoRA": lambda model: apply_lora(model, **LORA),
+    "bottlenecks": lambda model: apply_adapter(model, WIDTH),
+    "prefix": lambda model: apply_prefix(model, LENGTH),
+    "soft prompt": lambda model: apply_soft_prompt(model, LENGTH),
+}
+
+
+def ours(model: GPT, method: str, next_batch: Callable[[], Batch], all_logits: bool = False) -> Callable[[], int]:
     """Step 6 of the scripts. Returns a step, which returns how many tokens it graded."""
-    learns = apply_lora(model, **LORA) if lora else list(model.parameters())
+    learns = LEARN[method](model)
     fuse(model)
     device, after = model.wte.weight.device, update(learns)
 
@@ -146,21 +158,20 @@ def transformers_model(shape: Shape, device: torch.device, gelu: str = "gelu_new
     return model.to(device).train()
 
 
-def with_peft(model: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
+def with_peft(model: Any, method: str = "LoRA") -> Any:
+    from peft import get_peft_model
 
-    return get_peft_model(model, peft_config(LoraConfig)).train()
+    return get_peft_model(model, peft_config(method)).train()
 
 
-def peft_config(LoraConfig: Any) -> Any:
-    every_linear = ["c_attn", "c_proj", "c_fc"]
-    return LoraConfig(
-        r=LORA["r"],
-        lora_alpha=LORA["alpha"],
-        target_modules=every_linear,
-        fan_in_fan_out=True,
-        task_type="CAUSAL_LM",
-    )
+def peft_config(method: str = "LoRA") -> Any:
+    import peft
+
+    for_gpt2: dict[str, Any] = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
+    if method == "LoRA":
+        return peft.LoraConfig(r=LORA["r"], lora_alpha=LORA["alpha"], task_type="CAUSAL_LM", **for_gpt2)
+    config = {"prefix": peft.PrefixTuningConfig, "soft prompt": peft.PromptTuningConfig}[method]
+    return config(num_virtual_tokens=LENGTH, task_type="CAUSAL_LM")
 
 
 def theirs(model: Any, rows: Tensor, precision: torch.dtype) -> Callable[[], int]:
@@ -204,7 +215,6 @@ def nanogpt(folder: str, shape: Shape, rows: Tensor) -> Callable[[], int]:
 def trl(model: Any, examples: list[Example], B: int, bf16: bool, lora: bool, folder: str) -> Callable[[], int]:
     """A step of TRL's SFTTrainer on the same examples: its loader, its collator, its loss, and AdamW as for all."""
     from datasets import Dataset
-    from peft import LoraConfig
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
@@ -234,7 +244,7 @@ def trl(model: Any, examples: list[Example], B: int, bf16: bool, lora: bool, fol
         args=args,
         train_dataset=Dataset.from_dict(columns),
         processing_class=words,
-        peft_config=peft_config(LoraConfig) if lora else None,
+        peft_config=peft_config() if lora else None,
     )
     trainer.model = trainer.accelerator.prepare_model(trainer.model)  # as train() does: this is where bf16 comes in
     trainer.current_gradient_accumulation_steps = 1  # which train() would have set

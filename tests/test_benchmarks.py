@@ -61,6 +61,10 @@ def test_a_table_and_ratios_come_out(bench, tmp_path, monkeypatch):
     assert re.search(r"torch \d.+, Python 3", out)
     out = bench("lora", "--rounds", "2")
     assert re.search(r"^- ours : PEFT = [\d.]+× \([\d.]+–[\d.]+\), at least 1.25×$", out, re.MULTILINE)
+    out = bench("frozen", "--rounds", "2")
+    for method in ("LoRA", "prefix", "soft prompt"):
+        assert re.search(rf"^- ours, {method} : PEFT, {method} = [\d.]+× ", out, re.MULTILINE), method
+    assert re.search(r"^- soft prompt: 2,048 numbers learn, 0.01 MB to save$", out, re.MULTILINE)
     out = bench("generate", "--rounds", "2", "--batch", "3")
     assert "3 prompts, 8 new tokens each" in out
     assert re.search(r"^- ours : transformers = [\d.]+× ", out, re.MULTILINE)
@@ -83,9 +87,9 @@ def test_all_do_the_same_work():
     rows = who.random_rows(SHAPE, CPU)
     ours, theirs = who.our_model(SHAPE, CPU), who.transformers_model(SHAPE, CPU)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    assert who.ours(ours, False, who.one_batch(rows))() == who.theirs(theirs, rows, who.FP32)() == 120
+    assert who.ours(ours, "full", who.one_batch(rows))() == who.theirs(theirs, rows, who.FP32)() == 120
     adapted, peft = who.our_model(SHAPE, CPU), who.with_peft(theirs)
-    who.ours(adapted, True, who.one_batch(rows))
+    who.ours(adapted, "LoRA", who.one_batch(rows))
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (adapted, peft)]
     assert counts[0] - counts[1] == 2 * 8 * (3 * (16 + 16) - (16 + 48)), "PEFT has one A for q, k and v, which are one"
 
@@ -135,7 +139,7 @@ def test_bf16_is_bf16_for_everyone(name, tmp_path):
         examples = [next_token(np.arange(n), np.arange(n) > 2) for n in (6, 9, 12, 7)]
         step = who.trl(model, examples, 4, True, False, str(tmp_path))
     else:
-        step = who.ours(model, False, who.one_batch(rows)) if "ours" in name else who.theirs(model, rows, who.BF16)
+        step = who.ours(model, "full", who.one_batch(rows)) if "ours" in name else who.theirs(model, rows, who.BF16)
     step()
     assert seen == [torch.bfloat16]
 
@@ -144,8 +148,8 @@ def test_sft_beside_trl(tmp_path):
     pytest.importorskip("trl")
     examples = [next_token(np.arange(n), np.arange(n) > n // 2) for n in (6, 9, 12, 7)]
     theirs = who.trl(who.transformers_model(SHAPE, CPU), examples, 4, False, False, str(tmp_path))
-    ours = who.ours(who.our_model(SHAPE, CPU), False, who.batches_of(examples, 4))
-    everywhere = who.ours(who.our_model(SHAPE, CPU), False, who.batches_of(examples, 4), all_logits=True)
+    ours = who.ours(who.our_model(SHAPE, CPU), "full", who.batches_of(examples, 4))
+    everywhere = who.ours(who.our_model(SHAPE, CPU), "full", who.batches_of(examples, 4), all_logits=True)
     assert theirs() == ours() == everywhere() == sum(int(example.graded.sum()) for example in examples)
 
 
