@@ -58,8 +58,8 @@ class Config:
     seed: int = 0  # the first seed, of the order of the data and of new weights
     block_size: int = 256  # tokens a row at most; instructions are packed, several in a row
     batch_size: int = 8  # rows a step
-    domain_steps: int = 80  # optimizer steps on the domain
-    steps: int = 300  # optimizer steps on the instructions
+    domain_steps: int = 40  # optimizer steps on the domain
+    steps: int = 250  # optimizer steps on the instructions
     learning_rate: float = 1e-3  # continued pretraining's, at its peak; this and the next six by --sweep
     lora_learning_rate: float = 2e-3  # LoRA's on the domain
     sft_learning_rate: float = 3e-4  # SFT's

@@ -52,8 +52,8 @@ def copies(rng):
     "what, least, make", [
         ("copies a list that it has seen once", 0.99, copies),
         ("states its facts", 0.99, lambda rng: probes("fact", rng)),
-        ("answers by looking back in a story, as instructions will ask", 0.88, lambda rng: probes("story", rng, True)),
-        ("answers by looking back in a story, as none will ask", 0.70, lambda rng: probes("story", rng, False)),
+        ("answers by looking back in a story, as instructions will ask", 0.85, lambda rng: probes("story", rng, True)),
+        ("answers by looking back in a story, as none will ask", 0.65, lambda rng: probes("story", rng, False)),
     ],
 )  # fmt: skip
 def test_it_can_do_what_its_card_says(what, least, make):
