@@ -84,6 +84,8 @@ def main(config: Config) -> dict[str, Any]:
     if config.only not in FAMILIES:
         raise Mistake(f"--only must be {' or '.join(FAMILIES)}; got {config.only!r}")
     family = FAMILIES[config.only]
+    if config.only == "peft":  # all of its rows leave room for a prefix
+        config = dataclasses.replace(config, block_size=config.block_size - config.length)
     check_folder(out, config)
     yardsticks = yardsticks_of(config, device)
     out.mkdir(parents=True, exist_ok=True)
@@ -190,8 +192,8 @@ def methods_of_core(config: Config, folder: Path, seed: int) -> list[Method]:
 
 
 def methods_of_peft(config: Config, folder: Path, seed: int) -> list[Method]:
-    """What can learn beside a frozen base, and full finetuning; all in rows that leave room for a prefix."""
-    sft = settings_for_all(config, seed)[1] | {"block_size": config.block_size - config.length}
+    """What can learn beside a frozen base, and full finetuning."""
+    sft = settings_for_all(config, seed)[1]
     length = {"length": config.length}
     methods = [
         ("SFT", train_sft, sft),
@@ -221,7 +223,7 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "core": Family(methods_of_core, evidence.gather, claims.CLAIMS, plot.comparison),
-    "peft": Family(methods_of_peft, frozen.gather, frozen.CLAIMS, frozen.plot),
+    "peft": Family(methods_of_peft, frozen.gather, frozen.CLAIMS, plot.learned),
 }
 
 

@@ -4,7 +4,6 @@ Each method trains on the same instructions, in the same order, for as many step
 with how few numbers; each has a smaller variant, of less width or length.
 """
 
-from pathlib import Path
 from typing import Any
 
 from evaluate import Yardsticks, judge_answers
@@ -13,7 +12,6 @@ from experiment.method import Method
 from experiment.verdicts import HOLDS, UNSEEN, above_chance, beats, both, when
 from model.gpt import GPT
 from model.switch import base_state_dict
-from run.plot import MISSING
 from store import checkpoint
 from store.learned import fingerprint
 
@@ -102,31 +100,3 @@ CLAIMS: dict[str, tuple[str, Claim]] = {
     "20": ("A soft prompt elicits facts as well as full finetuning.", prompt_elicits),
     "21": ("More width or length helps.", larger_helps),
 }
-
-
-# ---- the plot ----------------------------------------------------------------------------------------------------
-
-
-def plot(results: dict[str, Any], out: Path) -> str:
-    """Draws exact match against how many numbers learn, of the first seed, as learned.png in `out`. Returns a sentence
-    that says so, or that matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return f"No plot: {MISSING}."
-    evidence = results["evidence"][0]
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, split in zip(figure.subplots(1, 2, sharey=True), ("instances", "facts"), strict=True):
-        for name, row in evidence["rows"].items():
-            if name != "base" and row["exact_match"][split]["n"]:
-                points = [(row["trainable"], row["exact_match"][split]["value"])]
-                if split == "instances" and name in SIZES:
-                    less = evidence["smaller"][name]
-                    points = [(less["trainable"], less["instances"]["value"]), *points]
-                axes.plot(*zip(*points, strict=True), "o-", label=name)
-        axes.set(title=f"new {split}", xscale="log", xlabel="numbers that learn", ylim=(0, 1.03))
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("exact match")
-    figure.axes[0].legend(fontsize=8, loc="lower right")
-    figure.savefig(out / "learned.png", dpi=120)
-    return "Plot: learned.png."

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from experiment.frozen import SIZES
 from run.plot import MISSING, smooth
 
 
@@ -96,3 +97,28 @@ def tasks(figure: Any, rows: dict[str, Any]) -> Any:
     axes.set_ylim(-0.6, max(1, len(bars)) - 0.4)
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.03), ncols=4, fontsize=8)
     return figure
+
+
+def learned(results: dict[str, Any], out: Path) -> str:
+    """Draws exact match against how many numbers learn, of the first seed, as learned.png in `out`. Returns a sentence
+    that says so, or that matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return f"No plot: {MISSING}."
+    evidence = results["evidence"][0]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, split in zip(figure.subplots(1, 2, sharey=True), ("instances", "facts"), strict=True):
+        for name, row in evidence["rows"].items():
+            if name != "base" and row["exact_match"][split]["n"]:
+                points = [(row["trainable"], row["exact_match"][split]["value"])]
+                if split == "instances" and name in SIZES:
+                    less = evidence["smaller"][name]
+                    points = [(less["trainable"], less["instances"]["value"]), *points]
+                axes.plot(*zip(*points, strict=True), "o-", label=name)
+        axes.set(title=f"new {split}", xscale="log", xlabel="numbers that learn", ylim=(0, 1.03))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("exact match")
+    figure.axes[0].legend(fontsize=8, loc="lower right")
+    figure.savefig(out / "learned.png", dpi=120)
+    return "Plot: learned.png."

@@ -21,7 +21,7 @@ from data.examples import (
     read_instructions,
     render_prompt,
 )
-from experiment import evidence
+from experiment.in_context import Asked, as_json
 from model.gpt import GPT, GPTConfig
 from store.checkpoint import open_run, save_model
 
@@ -131,8 +131,8 @@ def test_a_save_that_breaks_off_leaves_the_old_file(base, tmp_path, monkeypatch)
 
 def test_a_sweep_judges_by_questions_of_its_own(tmp_path):
     """Those of the comparison, and those that are trained on, are left out of the file."""
-    known = [one._asdict() for one in read_instructions("data/builtin/questions.json")[:3]]
-    known += [one._asdict() for one in read_instructions("data/builtin/instructions.json")[:3]]
+    known = [as_json(one) for one in read_instructions("data/builtin/questions.json")[:3]]
+    known += [as_json(one) for one in read_instructions("data/builtin/instructions.json")[:3]]
     new = {"instruction": "Which colour is the moon?", "output": "white"}
     (tmp_path / "questions.json").write_text(json.dumps([*known, new]))
     config = compare.Config(sweep=True, questions=str(tmp_path / "questions.json"))
@@ -142,9 +142,9 @@ def test_a_sweep_judges_by_questions_of_its_own(tmp_path):
 
 def test_examples_in_the_prompt_are_written_as_the_model_would_have_answered_them():
     shown, question = Instruction("Repeat it.", "sea", "sea"), Instruction("Repeat it.", "ship", "ship")
-    prompt = evidence.prompt_with(question, [shown])
+    prompt = Asked(question, [shown]).prompt(1)
     assert prompt == render_prompt("Repeat it.", "sea") + " sea\n" + render_prompt("Repeat it.", "ship")
-    assert evidence.prompt_with(question, []) == render_prompt("Repeat it.", "ship")
+    assert Asked(question, [shown]).prompt(0) == render_prompt("Repeat it.", "ship")
     ids = tokenizer.load_tokenizer("bytes")
     example = instruction_example(question._replace(examples=(shown[:3],)), ids)
     assert ids.decode(example.prompt()) == prompt, "tuning reads the prompt that the judge writes"

@@ -164,7 +164,7 @@ def test_a_run_that_goes_back_to_a_namesake_counts_once(tmp_path):
     (run / "metrics.csv").write_text("step,graded_tokens,seconds\n1,100,2.5\n")
     assert pretraining(str(run)) == (100, 2.5)
     tokens, seconds = pretraining("data/builtin/base")
-    assert tokens > 77e6 and seconds > 4000  # both of its runs
+    assert tokens > 73e6 and seconds > 4000  # both of its runs
 
 
 def test_several_seeds_give_means_and_intervals():
@@ -230,7 +230,7 @@ def test_a_claim_that_the_numbers_deny_does_not_hold(evidence, number):
 def test_seeds_that_disagree_are_said_to(evidence):
     other = copy.deepcopy(evidence)
     SPOILED[6](other)
-    [entry] = [entry for entry in claims.ledger([evidence, other]) if entry["number"] == "6"]
+    [entry] = [entry for entry in claims.ledger([evidence, other], claims.CLAIMS) if entry["number"] == "6"]
     assert entry["verdict"] == "not visible at this scale: the seeds disagree (holds, does not hold)"
 
 
