@@ -344,13 +344,13 @@ def test_the_flag_compiles_every_block_and_nothing_is_compiled_without_it(train,
     assert compiled == ["Block", "Block"]
 
 
-def test_padding_of_built_in_instructions_is_below_3_percent():
+def test_padding_of_built_in_instructions_is_below_5_percent():
     root = ROOT / "data" / "builtin"
     tokenizer = load_tokenizer(str(root / "tokenizer.tiktoken"))
     train, _ = from_instructions(root / "instructions.json", Reading(tokenizer, 128, 0.1))
     batches = Batches(train, batch_size=8, micro_batches=1, seed=0)
     positions = sum(batches.of_step(step)[0].inputs.numel() for step in range(batches.per_epoch))
-    assert 1 - sum(len(example.inputs) for example in train) / positions < 0.03
+    assert 1 - sum(len(example.inputs) for example in train) / positions < 0.05
 
 
 # ---- devices -----------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_two_ranks_are_one_process(runs, method, ranks):
     for column in ("loss", "grad_norm", "graded_tokens"):
         expected, found = (np.array(metrics(run, column), float) for run in (one, two))
         assert len(found) == 20
-        np.testing.assert_allclose(found, expected, rtol=error * (1e-6 if column == "loss" else 1e-5))
+        np.testing.assert_allclose(found, expected, rtol=error * (1e-6 if column == "loss" else 1e-4))
     final = [float((run / "metrics.csv").read_text().splitlines()[-1].split(",")[2]) for run in (one, two)]
     assert final[0] == pytest.approx(final[1], rel=error * 1e-6)
     for name, tensor in weights(one).items():
@@ -122,7 +122,7 @@ def test_two_ranks_are_resumed_by_as_many_or_by_one(runs, method, ranks, then, b
         script.main(script.Config(**settings, resume=True))
     for column in ("step", "loss", "grad_norm"):
         expected, found = (np.array(metrics(run, column), float) for run in (runs / "one" / method, tmp_path / "run"))
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4 if column == "grad_norm" else 1e-5)
 
 
 def test_ranks_see_disjoint_rows_that_are_the_batch(text):
