@@ -19,7 +19,7 @@ Claim = Callable[[Evidence], Finding]
 
 def ledger(seeds: list[Evidence], claims: Mapping[str, tuple[str, Claim]]) -> list[dict[str, Any]]:
     """Each claim with its verdict on every seed; the verdict of all is theirs if they agree."""
-    entries = []
+    entries, seeds = [], with_all_draws(seeds)
     for number, (sentence, claim) in claims.items():
         findings = [claim(evidence) for evidence in seeds]
         verdicts = [verdict for verdict, _ in findings]
@@ -29,6 +29,13 @@ def ledger(seeds: list[Evidence], claims: Mapping[str, tuple[str, Claim]]) -> li
             {"number": number, "claim": sentence, "verdict": overall, "verdicts": verdicts, "numbers": numbers}
         )
     return entries
+
+
+def with_all_draws(seeds: list[Evidence]) -> list[Evidence]:
+    """Each seed's evidence with the draws of tasks of all of them: another seed is another draw."""
+    of_points = zip(*(evidence.get("number_of_tasks", []) for evidence in seeds), strict=True)
+    points = [{**of_seeds[0], "draws": [draw for one in of_seeds for draw in one["draws"]]} for of_seeds in of_points]
+    return [{**evidence, "number_of_tasks": points} for evidence in seeds]
 
 
 def match(evidence: Evidence, method: str, split: str) -> dict[str, Any]:

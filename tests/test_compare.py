@@ -234,6 +234,12 @@ def test_seeds_that_disagree_are_said_to(evidence):
     assert entry["verdict"] == "not visible at this scale: the seeds disagree (holds, does not hold)"
 
 
+def test_draws_of_tasks_are_counted_over_all_seeds(evidence):
+    entries = claims.ledger([evidence] * 3, claims.CLAIMS)
+    [numbers] = {number for entry in entries if entry["number"] == "10" for number in entry["numbers"]}
+    assert f"the mean of {3 * in_context.DRAWS} draws of tasks" in numbers
+
+
 def test_a_difference_within_the_noise_is_not_visible():
     assert beats(0.55, 0.50, 40, 40) == UNSEEN
     assert beats(0.55, 0.50, 4000, 4000) == HOLDS
