@@ -65,12 +65,13 @@ def in_context(figure: Any, evidence: dict[str, Any]) -> Any:
         axes.set(title=f"tasks {kind}", xlabel="examples in the prompt", xticks=(0, 1, 2, 4), ylim=(0, 1))
     panels[0].set_ylabel("right first lines")
     panels[0].legend(fontsize=8)
-    for key, label in (("zero_shot", "no example"), ("few_shot", "four examples")):
-        points = [(point["tasks"], [draw[key] for draw in point["draws"]]) for point in evidence["number_of_tasks"]]
-        means = [(n, sum(shares) / len(shares)) for n, shares in points]
-        [line] = by_number.plot(*zip(*means, strict=True), "o-", label=label) if means else [None]
-        for n, shares in points:
-            by_number.plot([n] * len(shares), shares, "_", color=line.get_color())
+    numbers = evidence["number_of_tasks"]
+    for colour, key, label in (("C0", "zero_shot", "no example"), ("C1", "few_shot", "four examples")):
+        draws = [[draw[key] for draw in point["draws"]] for point in numbers]
+        means = [sum(shares) / len(shares) for shares in draws]
+        by_number.plot([point["tasks"] for point in numbers], means, "o-", color=colour, label=label)
+        for point, shares in zip(numbers, draws, strict=True):
+            by_number.plot([point["tasks"]] * len(shares), shares, "_", color=colour)
     by_number.set(title="tasks never trained", xlabel="tasks that LoRA-SFT trained on")
     by_number.legend(fontsize=8)
     return figure
