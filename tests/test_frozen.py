@@ -77,7 +77,9 @@ SPOILED = {  # claim: what to write into the evidence so that it no longer holds
 def test_a_claim_that_the_numbers_deny_does_not_hold(evidence, number):
     for split in ("instances", "facts"):
         shares(evidence, split, LoRA_SFT=0.9, adapter_SFT=0.9, prefix_SFT=0.9, prompt_SFT=0.9, SFT=0.9)
-    assert verdict(evidence, number) == HOLDS or number == 21
+    for less in evidence["smaller"].values():
+        less["instances"]["value"] = 0.1
+    assert verdict(evidence, number) == HOLDS
     SPOILED[number](evidence)
     assert verdict(evidence, number) == FAILS
 

@@ -22,12 +22,8 @@ from world.tasks import FACTS, TASKS, Question, Task
 from world.words import COLOURS, NAMES, PLACES, THINGS
 
 TALK = (("Child:", "Teacher:"), ("Guest:", "Host:"))
-
-
-MIXTURES = {  # how often each kind of document is drawn, in the order of `document`
-    "first": (16, 10, 20, 12, 6, 8, 8, 0, 0, 19, 40, 16, 5),
-    "last": (5, 4, 9, 6, 2, 2, 2, 6, 4, 36, 37, 16, 4),  # for the end of pretraining: more in which all is looked up
-}
+OFTEN = ("who has it", "colour", "place of a thing", "place of a person")  # beside "yes or no", what is learned slowly
+MIXTURES = ("first", "last")  # the end of pretraining has more in which all is looked up
 
 
 def document(rng: Random, mixture: str = "first") -> str:
@@ -37,9 +33,8 @@ def document(rng: Random, mixture: str = "first") -> str:
     ### Talk: Guest: What does Paul have? Host: Leo has the red top in the school. The brown kite is with Tom in the
     cave. In the cellar is Paul with the yellow spade. So: spade.
     """
-    told = (story_retold, list_retold, talk_about_a_story, talk_about_a_list, lesson, page, notes)
-    looked_up = (story_summed_up, list_summed_up, story_asked_out)
-    return rng.choices((*told, *looked_up, drill, silent_drill, land_log), MIXTURES[mixture])[0](rng)
+    how_often = [weights[MIXTURES.index(mixture)] for weights in KINDS.values()]
+    return rng.choices(list(KINDS), how_often)[0](rng)
 
 
 def story_retold(rng: Random) -> str:
@@ -101,9 +96,6 @@ def story_asked_out(rng: Random) -> str:
         if question := story_question(rng, task.name, rows):
             said.append(f"{asks} {asked(rng, task, question)} {answers} {question.output}.")
     return f"### Story: {text} {' '.join(said)}"
-
-
-OFTEN = ("who has it", "colour", "place of a thing", "place of a person")  # what else is learned slowly
 
 
 def list_summed_up(rng: Random) -> str:
@@ -242,3 +234,19 @@ EVERY_WORD = sorted(
     | {word for pairs in FACTS.values() for pair in pairs for word in pair}
     | {*NAMES, *ALL_WORDS, *PLACES, *COLOURS, "at", "wind", "day", "out", "leave", "then"}
 )
+
+KINDS: dict[Callable[[Random], str], tuple[int, int]] = {  # how often each is drawn, in the first mixture and the last
+    story_retold: (16, 5),
+    list_retold: (10, 4),
+    talk_about_a_story: (20, 9),
+    talk_about_a_list: (12, 6),
+    lesson: (6, 2),
+    page: (8, 2),
+    notes: (8, 2),
+    story_summed_up: (0, 6),
+    list_summed_up: (0, 4),
+    story_asked_out: (19, 36),
+    drill: (40, 37),
+    silent_drill: (16, 16),
+    land_log: (5, 4),
+}
