@@ -85,6 +85,8 @@ def main(config: Config) -> dict[str, Any]:
         raise Mistake(f"--only must be {' or '.join(FAMILIES)}; got {config.only!r}")
     family = FAMILIES[config.only]
     if config.only == "peft":  # all of its rows leave room for a prefix
+        if config.length >= config.block_size:
+            raise Mistake(f"--length {config.length} leaves no room for a row in --block-size {config.block_size}")
         config = dataclasses.replace(config, block_size=config.block_size - config.length)
     check_folder(out, config)
     yardsticks = yardsticks_of(config, device)
