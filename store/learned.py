@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cli import Mistake, listed
 from model.gpt import GPT
+from model.head import new_head
 from model.lora import apply_lora, is_of_lora, plain_names, refuse_if_merged
 from store import checked, hugging_face
 
@@ -126,12 +127,6 @@ def refuse_what_differs(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) 
 
 
 # ---- attaching -------------------------------------------------------------------------------------------------------
-
-
-def new_head(model: GPT, classes: int) -> None:
-    """Gives the model a head of its own, a Linear of C to the classes: for scripts to come, none does it yet."""
-    model.head = nn.Linear(model.config.n_embd, classes)
-    model.attached = [*model.attached, {"apply": "head", "classes": classes}]
 
 
 APPLY: dict[str, Callable[..., Any]] = {"lora": apply_lora, "head": new_head}

@@ -11,10 +11,12 @@ import pytest
 from notebooks.side_by_side import CONCEPTS, normalised, reasons
 
 ROOT = Path(__file__).parent.parent
-SIBLINGS = PRETRAIN, SFT, LORA = "train_pretrain.py", "train_sft.py", "train_lora.py"
+PRETRAIN, SFT, LORA = "train_pretrain.py", "train_sft.py", "train_lora.py"
+CLASSIFIER, MLM = "train_classifier.py", "train_mlm.py"
+SIBLINGS = PRETRAIN, SFT, LORA, CLASSIFIER, MLM
 STEPS = ["config", "data", "model", "what learns", "optimizer", "loop", "evaluate", "save"]
-BUDGETS = {(PRETRAIN, SFT): 18, (SFT, LORA): 22}
-PAIRS = [*BUDGETS, (PRETRAIN, LORA)]
+BUDGETS = {(PRETRAIN, SFT): 18, (SFT, LORA): 22, (SFT, CLASSIFIER): 30, (PRETRAIN, MLM): 20}
+PAIRS = [(PRETRAIN, SFT), (SFT, LORA), (PRETRAIN, LORA)]  # those of the page, which gives a reason for each line
 
 
 def lines(script):
