@@ -17,7 +17,7 @@ import new_model
 import sample
 import train_mlm
 from cli import Mistake
-from data.batches import collate, in_order
+from data.batches import Batches, collate, in_order
 from data.examples import Reading, TextRows, from_text
 from data.labelled import from_labelled, read_labelled, read_tagged, to_classify
 from data.masked import Masked, MaskedBatches, mask_token, with_mask
@@ -96,6 +96,21 @@ def test_what_is_beyond_the_block_is_cut_and_counted(tmp_path, capsys):
     train, held_out, _ = from_labelled("", write(tmp_path / "b.json", words), Reading(BYTES, 20, 0.3))
     assert "3 of 5 are longer than --block-size 20: cut there, the words that do not fit" in capsys.readouterr().out
     assert sorted(int(example.graded.sum()) for example in train + held_out) == [2, 2, 5, 5], "one has no whole word"
+
+
+def test_a_step_sees_all_classes_though_one_is_longer(tmp_path):
+    """Rows are otherwise sorted by length; of words and tags they still are."""
+    texts = [{"text": "sea " * (1 + 9 * (n % 2)), "label": "ab"[n % 2]} for n in range(200)]
+    train, *_ = from_labelled(write(tmp_path / "a.json", texts), "", HOW)
+    batches = Batches(train, batch_size=16, micro_batches=1, seed=0)
+    for step in range(2 * batches.per_epoch):
+        [batch] = batches.of_step(step)
+        assert len(batch.targets[batch.graded].unique()) == 2
+    words = [{"words": "sea " * (1 + n % 2), "tags": "a b"[: 1 + n % 2 * 2]} for n in range(200)]
+    train, *_ = from_labelled("", write(tmp_path / "b.json", words), HOW)
+    batches = Batches(train, batch_size=16, micro_batches=1, seed=0)
+    mixed = sum(len(set(batches.of_step(step)[0].graded.sum(-1).tolist())) - 1 for step in range(batches.per_epoch))
+    assert mixed <= 1
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -240,10 +255,11 @@ def test_accuracy_macro_f1_confusion_and_the_scores_of_each_class_are_those_comp
 def test_what_is_said_is_the_likeliest_class_at_each_graded_position_in_the_order_of_the_file(model):
     new_head(model, ["a", "b", "c"], "word")
     torch.nn.init.normal_(model.head.weight)
-    torch.nn.init.ones_(model.ln_f.weight)  # so that no class is the likeliest everywhere
     rng = np.random.default_rng(0)
     rows = [to_classify(["ab"] * n, "word", BYTES, 99)[0] for n in (3, 1, 5, 2)]
     rows = [row._replace(inputs=rng.integers(61, size=len(row.inputs))) for row in rows]
+    with torch.no_grad():  # so that no class is the likeliest everywhere
+        model.head.bias -= torch.cat([model(torch.from_numpy(row.inputs)[None])[0] for row in rows]).mean(0)
     expected = [
         model(torch.from_numpy(row.inputs)[None])[0, torch.from_numpy(row.graded)].argmax(-1).tolist() for row in rows
     ]
