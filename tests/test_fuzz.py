@@ -25,7 +25,9 @@ from hypothesis import strategies as st
 import compare
 import evaluate
 import sample
+import train_classifier
 import train_lora
+import train_mlm
 import train_pretrain
 import train_sft
 from cli import Mistake, command_line
@@ -424,7 +426,8 @@ def test_a_damaged_checkpoint_is_refused_or_bit_equal(here, data):
 
 # ---- flags -------------------------------------------------------------------------------------------------------
 
-CONFIGS = [module.Config for module in (train_pretrain, train_sft, train_lora, evaluate, sample, compare)]
+TRAINERS = (train_pretrain, train_sft, train_lora, train_classifier, train_mlm)
+CONFIGS = [module.Config for module in (*TRAINERS, evaluate, sample, compare)]
 numbers = (
     st.text(st.sampled_from("0123456789-+.eE_ infa"), max_size=6)
     | st.integers().map(str)
@@ -443,6 +446,8 @@ def test_any_text_as_a_flag_is_a_value_in_its_range_or_refused(data, Config):
     values = ["x"] * len(required) + [data.draw(numbers) for _ in chosen]
     if Config in (train_lora.Config, evaluate.Config) and not {"--text", "--instructions"} & set(flags):
         flags, values = [*flags, "--text"], [*values, "x"]
+    if Config is train_classifier.Config and not {"--labelled", "--tagged"} & set(flags):
+        flags, values = [*flags, "--labelled"], [*values, "x"]
     ran = []
 
     def main(config):
