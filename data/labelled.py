@@ -61,8 +61,9 @@ def _labelled(where: Where, record: Any) -> Record:
     if not isinstance(record, dict):
         raise BadRecord(f"{where} must be an object with text and label, not {type(record).__name__}")
     refuse_missing(where, record, ("text", "label"))
-    pieces = [text_of(where, record, key) for key in ("text", "second") if record.get(key) is not None]
-    if not all(piece.strip() for piece in pieces):
+    # white space at its ends tells nothing; but the last token would be made of it
+    pieces = [text_of(where, record, key).strip() for key in ("text", "second") if record.get(key) is not None]
+    if not all(pieces):
         raise BadRecord(f"{where} has an empty text, in which there is no last token to be graded")
     return Record(pieces, [_name(where, "label", record["label"])])
 
@@ -188,19 +189,12 @@ def from_labelled(
     if len(names) == 1:
         raise Mistake(f"{path} has one class only, {names[0]!r}: there is nothing to tell apart")
 
-    number, n_cut = {name: n for n, name in enumerate(names)}, 0
-    train, judge = found = list[Example](), list[Example]()
-    for part, usable in zip(parts, found, strict=True):
-        for record in part:
-            example, is_cut = to_classify(record.pieces, each, how.tokenizer, how.block_size)
-            n_cut += is_cut
-            n_graded = int(example.graded.sum())
-            example.targets[example.graded] = [number[label] for label in record.labels[:n_graded]]
-            usable += [example] if n_graded else []
-    counts = [Counter(int(c) for example in some for c in example.targets[example.graded]) for some in found]
+    classes = Classes(names, each)
+    (train, n_cut), (judge, n_cut_of_judge) = (examples_of(part, classes, how) for part in parts)
+    counts = [Counter(int(c) for example in some for c in example.targets[example.graded]) for some in (train, judge)]
     of_each = ", ".join(f"{name} {counts[0][n]:,} and {counts[1][n]:,}" for n, name in enumerate(names))
     print(f"{path}: {len(train):,} {'texts' if labelled else 'sentences'}, and {len(judge):,} held out: {of_each}")
-    if n_cut:
+    if n_cut := n_cut + n_cut_of_judge:
         lost = "the words that do not fit are not graded" if tagged else "graded is the last token that is left"
         print(f"{path}: {n_cut:,} of {len(records):,} are longer than --block-size {how.block_size}: cut there, {lost}")
     if not judge or (not train and how.held_out < 1):
@@ -208,7 +202,20 @@ def from_labelled(
             f"{path} has {len(train)} usable examples to learn from and {len(judge)} to judge by; "
             "it must have at least one of each"
         )
-    return train, judge, Classes(names, each)
+    return train, judge, classes
+
+
+def examples_of(records: Sequence[Record], classes: Classes, how: Reading) -> tuple[list[Example], int]:
+    """Those in which something is graded, and how many of the records are cut."""
+    number, n_cut = {name: n for n, name in enumerate(classes.names)}, 0
+    examples: list[Example] = []
+    for record in records:
+        example, is_cut = to_classify(record.pieces, classes.each, how.tokenizer, how.block_size)
+        n_graded, n_cut = int(example.graded.sum()), n_cut + is_cut
+        example.targets[example.graded] = [number[label] for label in record.labels[:n_graded]]
+        if n_graded:
+            examples.append(example)
+    return examples, n_cut
 
 
 def never_seen(names: Sequence[str], were_known: bool) -> str:

@@ -324,7 +324,8 @@ def test_show_batch_shows_labels_where_they_stand(train, capsys):
 
 
 def test_labelled_files_of_every_kind_hold_the_same_records(tmp_path, monkeypatch):
-    expected = read_labelled(write(tmp_path / "a.json", [{"text": "a, b", "label": "x"}, {"text": "c", "label": "y"}]))
+    records = [{"text": "a, b", "label": "x"}, {"text": " c\n", "label": "y"}]
+    expected = read_labelled(write(tmp_path / "a.json", records))
     assert [record.pieces for record in expected] == [["a, b"], ["c"]]
     file = io.StringIO()
     csv.writer(file).writerows([["label", "body"], ["x", "a, b"], ["y", "c"]])
