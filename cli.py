@@ -33,6 +33,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "top_p": (0, 1),
 }
 LARGEST = 10**9  # whole number that makes sense, for one that is not named above
+DATA = ("text", "instructions", "labelled", "tagged")  # fields that name a file to learn from, or to judge by
 WORDS = ("prompt", "instruction", "input", "system")  # fields that hold what a model reads, never a path
 
 
@@ -82,7 +83,7 @@ def metavar(name: str, kind: Any, help_text: str) -> str:
     """What stands for a flag's value in --help: FILE or RUN where it is one, else the kind of number or text."""
     if (first := help_text.partition(" ")[0].upper()) in ("FILE", "FOLDER"):
         return first
-    if name in ("text", "domain", "instructions", "questions"):
+    if name in (*DATA, "domain", "questions"):
         return "FILE"
     if name in ("out", "init_from", "from_", "base", "adapter"):
         return "RUN"
@@ -226,12 +227,18 @@ def check(config: Any) -> Any:
         if not fits:
             expected = f"from {low} to {high}" if name in RANGES else "above 0"
             raise Mistake(f"{flag(name)} must be {expected}, got {value}")
-    if defaults.get("text") == defaults.get("instructions") == "" and bool(config.text) == bool(config.instructions):
-        raise Mistake("give either --text or --instructions")
+    asked = [name for name in DATA if defaults.get(name) == ""]
+    if len(asked) > 1 and sum(bool(getattr(config, name)) for name in asked) != 1:
+        raise Mistake(f"give either {' or '.join(map(flag, asked))}")
     if getattr(config, "grade_prompt", False) and not config.instructions:
         raise Mistake("--grade-prompt is for --instructions: every token of a --text is graded anyway")
     if getattr(config, "pack", False) and not config.instructions:
         raise Mistake("--pack is for --instructions: the rows of a --text are full anyway")
+    learn = getattr(config, "learn", "lora")
+    if not re.fullmatch(r"head|last-[1-9]\d{0,8}|lora|all", learn):
+        raise Mistake(f"--learn must be head, last-1 or another number of blocks, lora or all, got {learn!r}")
+    if learn != "lora" and (config.r, config.alpha) != (defaults["r"], defaults["alpha"]):
+        raise Mistake(f"--r and --alpha are for --learn lora, and this is --learn {learn}")
     if getattr(config, "precision", "auto") not in ("auto", "fp32", "bf16", "fp16"):
         raise Mistake(f"--precision must be auto, fp32, bf16 or fp16, got {config.precision!r}")
     if "n_embd" in defaults and config.n_embd % config.n_head:

@@ -2,6 +2,7 @@
 
 python evaluate.py --from RUN --text FILE
 python evaluate.py --from RUN --adapter RUN --instructions FILE
+python evaluate.py --from RUN --labelled FILE      a run of train_classifier.py; or --tagged FILE
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import tiktoken
 import torch
 
-from cli import Mistake, check, command_line
+from cli import DATA, Mistake, check, command_line
 from data.batches import in_order
 from data.examples import (
     Example,
@@ -25,10 +26,13 @@ from data.examples import (
     instruction_example,
 )
 from data.files import same_data
+from data.labelled import from_labelled
+from data.masked import Masked
 from model.generate import generate
 from model.gpt import GPT, evaluating
+from model.head import classes_of
 from model.prefix import longest_row
-from run import ranks
+from run import ranks, show
 from run.device import choose_device
 from store.checkpoint import load_run, split
 from store.learned import run_folder
@@ -155,7 +159,9 @@ class Config:
     adapter: str = ""  # run folder of what learned beside a base, like LoRA
     text: str = ""  # text to predict: a file, a folder of them, or a corpus by name
     instructions: str = ""  # instructions to answer: a .json, .jsonl, .csv or .tsv file, or a corpus by name
-    columns: str = ""  # the file's names for instruction, input, output or text: "instruction=question,output=answer"
+    labelled: str = ""  # texts, or pairs, to classify: a .json, .jsonl, .csv or .tsv file, or a corpus by name
+    tagged: str = ""  # words to tag: a .json, .jsonl or .csv file, or one with columns as CoNLL's
+    columns: str = ""  # the file's names for ours, such as text, output, label: "instruction=question,output=answer"
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
     block_size: int = 0  # tokens a row at most; 0: as the run was trained
     held_out: float = 0.0  # share of the file to judge by, 1 for all of a file it never saw; 0: what training held out
@@ -169,11 +175,31 @@ def main(config: Config) -> None:
         raise Mistake(f"--adapter names several: {config.adapter}; judge them one after another")
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
     how = as_trained(config, tokenizer, longest_row(model))
-    examples = (from_text(config.text, how) if config.text else from_instructions(config.instructions, how))[1]
-    nll = token_nll(model, examples, config.batch_size)
-    print(f"NLL {nll:.4f} nats a token, perplexity {perplexity(nll):.2f}, over {len(examples):,} examples")
+    examples = examples_for(config, model, how)
+    nll, classes = token_nll(model, examples, config.batch_size), classes_of(model.attached)
+    a_token = f"a {classes.each}" if classes else "a token" if model.config.causal else "a masked token"
+    print(f"NLL {nll:.4f} nats {a_token}, perplexity {perplexity(nll):.2f}, over {len(examples):,} examples")
     if config.instructions:
         print(f"exact match {exact_match(model, tokenizer, examples, config.batch_size):.1%}")
+    if classes:
+        print(show.report(model, examples, config.batch_size, classes))
+
+
+def examples_for(config: Config, model: GPT, how: Reading) -> Sequence[Example]:
+    """What is held out of the file, as the model can be asked for it: an encoder for masked tokens, the same ones as in
+    training. Raises a Mistake for a question that it cannot answer."""
+    run, classes = config.adapter or config.from_, classes_of(model.attached)
+    if bool(classes) != bool(config.labelled or config.tagged):
+        what = "classes: --labelled or --tagged judges it" if classes else "tokens: --text or --instructions judges it"
+        raise Mistake(f"{run} predicts {what}")
+    if classes:
+        return from_labelled(config.labelled, config.tagged, how, classes)[1]
+    if not model.config.causal and config.instructions:
+        raise Mistake(f"{run} sees both sides and cannot answer: --text judges what it says behind masks")
+    if config.instructions:
+        return from_instructions(config.instructions, how)[1]
+    rows = from_text(config.text, how)[1]
+    return rows if model.config.causal else Masked(rows, how.tokenizer)
 
 
 def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Reading:
@@ -186,8 +212,7 @@ def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Re
     if block_size > longest:
         raise Mistake(f"--block-size {block_size} is beyond the {longest} tokens that the model can read")
     same = any(
-        getattr(config, kind) and trained.get(kind) and same_data(getattr(config, kind), trained[kind])
-        for kind in ("text", "instructions")
+        getattr(config, kind) and trained.get(kind) and same_data(getattr(config, kind), trained[kind]) for kind in DATA
     )
     columns = config.columns or (trained.get("columns", "") if same else "")
     skip_bad_records = config.skip_bad_records or (same and trained.get("skip_bad_records", False))

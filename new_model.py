@@ -1,7 +1,7 @@
 """A run with random weights: the shape of a model and its tokenizer are chosen here and nowhere else.
 
     python new_model.py --out RUN [--tokenizer gpt2] [--n-layer 12] [--n-head 12] [--n-embd 768] [--block-size 1024]
-    python train_pretrain.py --init-from RUN --text FILE --out RUN
+    python train_pretrain.py --init-from RUN --text FILE --out RUN      train_mlm.py, with --encoder
 
 Pretraining and continued pretraining are then the same command, from two starts.
 """
@@ -15,6 +15,7 @@ import torch
 
 from cli import check, command_line
 from data.files import write_whole
+from data.masked import with_mask
 from data.tokenizer import load_tokenizer
 from model.gpt import GPT, GPTConfig
 from run.resume import check_folder
@@ -29,6 +30,7 @@ class Config:
     n_head: int = 4  # attention heads a block
     n_embd: int = 128  # channels
     block_size: int = 128  # tokens that a row can have at most
+    encoder: bool = False  # a model that sees both sides, for train_mlm.py, with one token more: the mask
     seed: int = 0  # of the weights
 
 
@@ -36,11 +38,14 @@ def main(config: Config) -> None:
     check_folder(Path(check(config).out), resume=False)
     tokenizer = load_tokenizer(config.tokenizer)
     torch.manual_seed(config.seed)
-    model = GPT(GPTConfig(tokenizer.n_vocab, config.block_size, config.n_layer, config.n_head, config.n_embd))
+    tokenizer = with_mask(tokenizer) if config.encoder else tokenizer
+    sizes = (tokenizer.n_vocab, config.block_size, config.n_layer, config.n_head, config.n_embd)
+    model = GPT(GPTConfig(*sizes, causal=not config.encoder))
     size = checkpoint.save_model(config.out, model, tokenizer)
     write_whole(Path(config.out, "config.json"), json.dumps(dataclasses.asdict(config), indent=2).encode() + b"\n")
     n = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{config.out}: {n:,} random weights, {size:,} bytes; train_pretrain.py --init-from {config.out} trains them")
+    script = "train_mlm.py" if config.encoder else "train_pretrain.py"
+    print(f"{config.out}: {n:,} random weights, {size:,} bytes; {script} --init-from {config.out} trains them")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 python sample.py --from RUN --prompt "Once upon a time"
 python sample.py --adapter RUN --instruction "Name the opposite." --input hot
 python sample.py --adapter RUN,RUN --ask chat       line after line, each adapter's answers remembered
+python sample.py --from RUN --classify              the class of each line, or the tag of each of its words
 
 What is named may also be gpt2 and the like, or a folder in Hugging Face's layout.
 """
@@ -11,15 +12,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import tiktoken
 import torch
 
 from cli import Mistake, check, command_line
 from data.examples import conversation, render_prompt
+from data.labelled import to_classify
 from data.records import Instruction
-from model.generate import generate
+from model.generate import cannot_write, generate
+from model.gpt import GPT
+from model.head import classes_of
 from model.prefix import longest_row
 from model.switch import activate
 from run.device import choose_device
+from run.predict import predicted
 from store.checkpoint import load_run, split
 
 
@@ -32,6 +38,7 @@ class Config:
     input: str = ""  # what the instruction is about
     system: str = ""  # with --ask chat, what stands before all of it
     ask: str = "prompt"  # with neither: what each line of standard input is: prompt, instruction, or turn of a chat
+    classify: bool = False  # say the class of each line, or of --prompt; a tab stands between two texts
     max_new_tokens: int = 128  # tokens to write at most
     temperature: float = 0.8  # below 1 likely tokens gain; 0 always takes the likeliest
     top_k: int = 0  # draw from so many likeliest tokens; 0: from all
@@ -43,6 +50,10 @@ class Config:
 def main(config: Config) -> None:
     device = choose_device(check(config).device)
     model, tokenizer = load_run(config.from_, config.adapter, device)
+    if config.classify:
+        return classify(config, model, tokenizer)
+    if why := cannot_write(model):
+        raise Mistake(f"{config.adapter or config.from_} cannot write: {why}")
     generator = torch.Generator(device).manual_seed(config.seed)
     adapters = split(config.adapter) or ["none"]
     earlier: list[tuple[tuple[str, str], ...]] = [()] * len(adapters)  # turns of the chat with each
@@ -62,6 +73,24 @@ def main(config: Config) -> None:
             answer = tokenizer.decode(new).strip()
             earlier[number] += ((prompt, answer),)
             print(tokenizer.decode(tokens + new) if asks_to_continue(config) else answer)
+
+
+def classify(config: Config, model: GPT, tokenizer: tiktoken.Encoding) -> None:
+    """Prints the class of each text, or each word with its tag."""
+    run, classes, block_size = config.adapter or config.from_, classes_of(model.attached), model.config.block_size
+    if classes is None or len(split(config.adapter)) > 1:
+        raise Mistake(f"{run} predicts no classes: --classify takes one run, of train_classifier.py")
+    if config.instruction or config.ask != "prompt":
+        raise Mistake("--classify takes --prompt, or lines of standard input: leave out --instruction and --ask")
+    for text in [config.prompt] if config.prompt else lines():
+        pieces = text.split("\t")[:2] if classes.each == "text" else text.split()
+        example, is_cut = to_classify(pieces, classes.each, tokenizer, block_size)
+        if is_cut:
+            print(f"it is longer than the {block_size} tokens that the model reads, and cut there", file=sys.stderr)
+        said = predicted(model, [example], 1)[0] if example.graded.any() else []
+        names = [classes.names[number] for number in said]
+        tagged = " ".join(f"{word}/{name}" for word, name in zip(pieces, names, strict=False))
+        print(tagged if classes.each == "word" else names[0])
 
 
 def asks_to_continue(config: Config) -> bool:

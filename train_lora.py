@@ -80,7 +80,7 @@ def main(config: Config) -> dict:
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed, session.rank, session.n_ranks)
 
     # 3. model
-    model = base.model(config.block_size, config.dropout)
+    model = base.decoder(config.block_size, config.dropout)
 
     # 4. what learns
     apply_lora(model, config.r, config.alpha, config.lora_dropout, config.targets.split(","))  # A and B alone

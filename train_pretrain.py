@@ -66,7 +66,7 @@ def main(config: Config) -> dict:
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed, session.rank, session.n_ranks)
 
     # 3. model
-    model = base.model(config.block_size, config.dropout)
+    model = base.decoder(config.block_size, config.dropout)
 
     # 4. what learns
     model.requires_grad_(True)  # every parameter

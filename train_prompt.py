@@ -78,7 +78,7 @@ def main(config: Config) -> dict:
     batches = Batches(train, config.batch_size, config.micro_batches, config.seed, session.rank, session.n_ranks)
 
     # 3. model
-    model = base.model(config.block_size, config.dropout)
+    model = base.decoder(config.block_size, config.dropout)
 
     # 4. what learns
     apply_soft_prompt(model, config.length, not config.random_start)  # embeddings before a row alone

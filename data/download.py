@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from cli import Mistake
+from cli import Mistake, listed
 from data.files import bytes_bar, cached, lock, made_by_rank_0, sha256_of
 from data.public import CORPORA, HUB, Public
 
@@ -23,8 +23,9 @@ WAITS = (1, 2, 4, 8)  # seconds before the second try, the third and so on
 def find(source: str | Path, kind: str, columns: str = "") -> tuple[Path, str]:
     """The path of a file or folder, or else of a public corpus by name, downloaded if need be; and its columns.
 
-    kind: text or instructions. columns: those that the user gave, which come before a corpus's own. A file in an
-    archive has a path too: NAME.zip/MEMBER. Raises FileNotFoundError, and Mistake for a corpus of the other kind.
+    kind: text, instructions, labelled or tagged. columns: those that the user gave, which come before a corpus's own.
+    A file in an archive has a path too: NAME.zip/MEMBER. Raises FileNotFoundError, and Mistake for a corpus of another
+    kind.
     """
     path, name = Path(source), str(source)
     if path.is_file() and path.stat().st_size == 0:
@@ -33,13 +34,13 @@ def find(source: str | Path, kind: str, columns: str = "") -> tuple[Path, str]:
         return path, columns
     if name in CORPORA:
         corpus = CORPORA[name]
-        if corpus.kind != kind:
+        if kind not in corpus.kinds():
             raise Mistake(f"{name} is for --{corpus.kind}, not for --{kind}")
-        return fetch(corpus, name) / corpus.member, columns or corpus.columns
+        own = corpus.as_labelled if kind == "labelled" else corpus.columns
+        return fetch(corpus, name) / corpus.member, columns or own
     also = ""
     if not {"/", "\\", "."} & set(name):
-        known = ", ".join(name for name, corpus in CORPORA.items() if corpus.kind == kind)
-        also = f"; known by name, for --{kind}: {known}"
+        also = f"; known by name, for --{kind}: {listed(n for n, corpus in CORPORA.items() if kind in corpus.kinds())}"
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT) + also, name)
 
 

@@ -18,6 +18,10 @@ class Public:
     url: str
     member: str = ""  # the file to read in a .zip
     columns: str = ""  # as for --columns
+    as_labelled: str = ""  # the same, of instructions that --labelled can read too
+
+    def kinds(self) -> tuple[str, ...]:
+        return (self.kind, "labelled") if self.as_labelled else (self.kind,)
 
 
 CORPORA = {
@@ -66,6 +70,7 @@ CORPORA = {
         "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
         member="SMSSpamCollection",
         columns="instruction==Is this message spam or ham?,input=2,output=1",
+        as_labelled="text=2,label=1",
     ),
 }
 

@@ -80,21 +80,21 @@ def _instruction(where: Where, record: Any) -> Instruction:
     record = {key: value for key, value in record.items() if value not in (None, "") or key in required}
     if any(key in record for key in CONVERSATION):
         return _conversation(where, record)
-    _refuse_missing(where, record, required)
+    refuse_missing(where, record, required)
     there = [key for key in ("instruction", "input", "output", "task", "split") if key in record]
-    values: dict[str, Any] = {"input": ""} | {key: _text_of(where, record, key) for key in there}
+    values: dict[str, Any] = {"input": ""} | {key: text_of(where, record, key) for key in there}
     chance = record.get("chance", 0.0)
     if isinstance(chance, str) and re.fullmatch(r"\d*\.?\d+", chance):
         chance = float(chance)  # a table has texts only
     if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0 <= chance <= 1:  # NaN is not, either
-        raise BadRecord(f'{where}: "chance" is {_shown(chance)}, expected a number from 0 to 1')
+        raise BadRecord(f'{where}: "chance" is {shown(chance)}, expected a number from 0 to 1')
     return Instruction(**values, chance=chance, examples=_examples(where, record.get("examples", [])))
 
 
 def _examples(where: Where, records: Any) -> tuple[tuple[str, str, str], ...]:
     """Solved records that a prompt shows before its own question; they have no turns and no examples of their own."""
     if not isinstance(records, list):
-        raise BadRecord(f'{where}: "examples" is {_shown(records)}, expected a list of records')
+        raise BadRecord(f'{where}: "examples" is {shown(records)}, expected a list of records')
     nested = any(isinstance(one, dict) and one.get("examples") for one in records)  # however deep: not even read
     solved = [] if nested else [_instruction(f"{where}, example {n}", one) for n, one in enumerate(records, 1)]
     if nested or any(one.earlier or one.system for one in solved):
@@ -141,11 +141,11 @@ def document(where: Where, record: Any) -> str:
         raise BadRecord(f"{where} must be an object with text, not {type(record).__name__}")
     if "text" not in record and any(key in record for key in CONVERSATION):
         raise BadRecord(f"{where} is a conversation: train_sft.py and train_lora.py read it with --instructions")
-    _refuse_missing(where, record, ("text",))
-    return _text_of(where, record, "text")
+    refuse_missing(where, record, ("text",))
+    return text_of(where, record, "text")
 
 
-def _refuse_missing(where: Where, record: dict[str, Any], required: Sequence[str]) -> None:
+def refuse_missing(where: Where, record: dict[str, Any], required: Sequence[str]) -> None:
     """With a hint that works: to name other columns, if there are others that hold a text."""
     missing = [key for key in required if key not in record]
     others = [key for key, value in record.items() if key not in required and isinstance(value, str)]
@@ -156,10 +156,10 @@ def _refuse_missing(where: Where, record: dict[str, Any], required: Sequence[str
         )
 
 
-def _text_of(where: Where, record: dict[str, Any], key: str) -> str:
+def text_of(where: Where, record: dict[str, Any], key: str) -> str:
     value = record[key]
     if not isinstance(value, str):
-        raise BadRecord(f'{where}: "{key}" is {_shown(value)}, expected a text')
+        raise BadRecord(f'{where}: "{key}" is {shown(value)}, expected a text')
     _refuse_surrogates(where, key, value)
     return value
 
@@ -173,7 +173,7 @@ def _refuse_surrogates(where: Where, key: str, text: str) -> None:
         raise BadRecord(f'{where}: "{key}" holds {half}, half of a surrogate pair, expected Unicode text') from None
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else json.dumps(value)[:40]
 
 
@@ -186,16 +186,19 @@ def read_records(
     ours: Sequence[str],
     read: Callable[[Where, Any], T],
     skipped: Skipped | None = None,
+    reader: "Reader | None" = None,
 ) -> Iterator[T]:
     """What `read` makes of each record, its columns under our names; one in memory at a time, but in .json all.
+    reader: of a file in none of the four formats.
 
     Raises Mistake for a file of another kind or broken as a whole, and for the first bad record; with `skipped`, bad
     records are added there instead.
     """
     wanted = column_map(columns, ours)
-    if kind_of(path) not in READERS:
+    reader = reader or READERS.get(kind_of(path))
+    if reader is None:
         raise Mistake(f"{path} must be a .json, .jsonl, .csv or .tsv, or one of these and .gz, and be named so")
-    for where, record in READERS[kind_of(path)](path, wanted):
+    for where, record in reader(path, wanted):
         try:
             if isinstance(record, BadRecord):
                 raise record
@@ -280,7 +283,7 @@ def _from_json(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any]
             raise Mistake(f"{path} is an object: put the list that is its {lists[0]!r} into a file of its own")
         records = [records]  # a file of one record
     if not isinstance(records, list):
-        raise Mistake(f"{path} must hold a JSON list of records, not {_shown(records)}")
+        raise Mistake(f"{path} must hold a JSON list of records, not {shown(records)}")
     for number, record in enumerate(records, 1):
         yield f"{path}: record {number}", record
 
@@ -351,7 +354,8 @@ def _from_table(path: Path, wanted: dict[str, str], delimiter: str, quoting: Any
             raise Mistake(f"{path}:{line} is not a row of a table: {error}") from None
 
 
-READERS: dict[str, Callable[[Path, dict[str, str]], Iterator[tuple[Where, Any]]]] = {
+Reader = Callable[[Path, dict[str, str]], Iterator[tuple[Where, Any]]]
+READERS: dict[str, Reader] = {
     ".json": _from_json,
     ".jsonl": _from_jsonl,
     ".csv": _from_csv,

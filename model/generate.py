@@ -100,6 +100,11 @@ def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator
     return order.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).squeeze(-1)
 
 
+def cannot_write(model: GPT) -> str:
+    """Why a model cannot say what comes next; empty if it can."""
+    return "it predicts classes" if model.head is not None else "" if model.config.causal else "it sees both sides"
+
+
 def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -120,8 +125,8 @@ def generate(
         return []
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
-    if not model.config.causal or model.head is not None:
-        raise ValueError("this model cannot write: " + ("it predicts classes" if model.head else "it sees both sides"))
+    if why := cannot_write(model):
+        raise ValueError(f"this model cannot write: {why}")
     device = model.wte.weight.device
     rows, done = [list(prompt) for prompt in prompts], [False] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cli import Mistake, flag, listed
+from cli import DATA, Mistake, flag, listed
 from data import files
 from data.batches import Batches
 from model.gpt import GPT
@@ -33,7 +33,7 @@ LAST = ("step", "config", "data", "base", "learns", "optimizer", "scale", "rando
 # fields of a config that may change: no step depends on them
 FREE = ("out", "resume", "save_every", "save_minutes", "shard", "show_batch")
 # fields that say where the data is and how it is read: the hash of what was read decides
-READ = ("text", "instructions", "columns", "skip_bad_records")
+READ = (*DATA, "columns", "skip_bad_records")
 
 
 def check_folder(out: Path, resume: bool) -> None:

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from cli import Mistake, rank
 from data import tokenizer as tokenizers
-from model.generate import lay_out_for_generation
+from data.masked import with_mask
+from model.generate import cannot_write, lay_out_for_generation
 from model.gpt import GPT, GPTConfig
+from model.head import Classes, classes_of, new_head
 from model.switch import plain_name, plain_names, refuse_if_merged
 from store import checked, hugging_face
 from store.learned import (
@@ -75,6 +77,40 @@ class Opened:
             fill(model, self.learned, self.name)
         return model
 
+    # what each training script makes of it, by what it predicts
+
+    def decoder(self, row_length: int, dropout: float) -> GPT:
+        """The model, to predict the next token. Raises a Mistake if it cannot."""
+        model = self.model(row_length, dropout)
+        if why := cannot_write(model):
+            raise Mistake(f"{self.name} cannot learn what comes next: {why}; give another --init-from")
+        return model
+
+    def encoder(self, row_length: int, dropout: float) -> GPT:
+        """The model without its causal mask: each position sees both sides. A causal one gets one token more, the last,
+        which is the mask; its embedding begins as the mean of the others. Raises a Mistake if it predicts classes."""
+        if self.classes:
+            raise Mistake(f"{self.name} predicts classes, not tokens: give another --init-from")
+        if self.config.causal:
+            if self.learned:
+                raise Mistake(f"{self.name} is an adapter: make it a whole model first, with export.py --merge")
+            embedding = self.weights["wte.weight"].float()
+            self.weights["wte.weight"] = torch.cat([embedding, embedding.mean(0, keepdim=True)])
+            self.config = dataclasses.replace(self.config, causal=False, vocab_size=len(embedding) + 1)
+        return self.model(row_length, dropout)
+
+    def classifier(self, row_length: int, dropout: float, classes: Classes) -> GPT:
+        """The model, causal or not, with a head for the classes: its own if it has one, else a new one."""
+        model = self.model(row_length, dropout)
+        if model.head is None:
+            new_head(model, *classes)
+        return model
+
+    @property
+    def classes(self) -> Classes | None:
+        """What it tells apart, if it has a head of its own."""
+        return classes_of([*self.attached, *(self.learned["attached"] if self.learned else [])])
+
 
 def open_run(name: str | Path) -> Opened:
     """Reads a run, or a model of others by name, once."""
@@ -91,7 +127,9 @@ def open_run(name: str | Path) -> Opened:
         contents = checked.read(file_of(folder, "model.pt"), MODEL)
         config, weights, attached = config_in(contents, folder), contents["weights"], contents.get("attached", [])
         tokenizer = tokenizer_beside(folder, contents["tokenizer"])
-    return Opened(folder, tokenizers.fitted(tokenizer, config.vocab_size, folder), config, weights, attached)
+    n_tokens = config.vocab_size if config.causal else config.vocab_size - 1  # an encoder's last is the mask
+    tokenizer = tokenizers.fitted(tokenizer, n_tokens, folder)
+    return Opened(folder, tokenizer if config.causal else with_mask(tokenizer), config, weights, attached)
 
 
 def config_of(name: str) -> GPTConfig:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cli import Mistake, listed
 from model.adapter import apply_adapter
 from model.gpt import GPT
+from model.head import new_head
 from model.lora import apply_lora, is_of_lora
 from model.prefix import apply_prefix, apply_soft_prompt
 from model.switch import plain_names, refuse_if_merged
@@ -129,12 +130,6 @@ def refuse_what_differs(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) 
 
 
 # ---- attaching -------------------------------------------------------------------------------------------------------
-
-
-def new_head(model: GPT, classes: int) -> None:
-    """Gives the model a head of its own, a Linear of C to the classes: for scripts to come, none does it yet."""
-    model.head = nn.Linear(model.config.n_embd, classes)
-    model.attached = [*model.attached, {"apply": "head", "classes": classes}]
 
 
 APPLY: dict[str, Callable[..., Any]] = {

@@ -13,7 +13,9 @@ import torch
 
 import new_model
 import train_adapter
+import train_classifier
 import train_lora
+import train_mlm
 import train_prefix
 import train_pretrain
 import train_prompt
@@ -61,6 +63,28 @@ def instructions(folder):
 
 
 @pytest.fixture(scope="session")
+def labelled(folder):
+    """Texts of a place and what is there: water or land, as the first word says."""
+    rng, path = random.Random(0), folder / "labelled.json"
+    texts = [(rng.choice(["sea", "hill"]), rng.choice(["calm", "old", "öl"])) for _ in range(60)]
+    records = [{"text": f"{what} is {how}", "label": {"sea": "water", "hill": "land"}[what]} for what, how in texts]
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tagged(folder):
+    """Sentences in CoNLL's columns, in which a word's tag is told by the word."""
+    rng, path = random.Random(0), folder / "tagged.conll"
+    tags = {"sea": "thing", "ship": "thing", "calm": "state", "öl": "thing", "is": "other", "old": "state"}
+    sentences = [[rng.choice([*tags]) for _ in range(rng.randint(2, 7))] for _ in range(60)]
+    path.write_text(
+        "\n\n".join("\n".join(f"{word} {tags[word]}" for word in words) for words in sentences), encoding="utf-8"
+    )
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def base(folder, text):
     """A run of train_pretrain: two layers, bytes, rows of up to 192 tokens."""
     out = str(folder / "base")
@@ -71,7 +95,7 @@ def base(folder, text):
 
 
 @pytest.fixture
-def train(base, text, instructions, tmp_path):
+def train(base, text, instructions, labelled, tagged, tmp_path):
     """train("sft", steps=3, ...) runs a script's main from the base and returns (its results, its run folder)."""
 
     def run(method, **settings):
@@ -86,6 +110,9 @@ def train(base, text, instructions, tmp_path):
             "prefix_sft": (train_prefix.main, train_prefix.Config, {"instructions": instructions, "block_size": 176}),
             "prompt": (train_prompt.main, train_prompt.Config, {"text": text, "block_size": 176}),
             "prompt_sft": (train_prompt.main, train_prompt.Config, {"instructions": instructions, "block_size": 176}),
+            "classifier": (train_classifier.main, train_classifier.Config, {"labelled": labelled}),
+            "tagger": (train_classifier.main, train_classifier.Config, {"tagged": tagged}),
+            "mlm": (train_mlm.main, train_mlm.Config, {"text": text}),
         }[method]
         out = settings.pop("out", tmp_path / f"run{len(list(tmp_path.iterdir()))}")
         defaults = {"init_from": base, "block_size": 192, "batch_size": 4, "steps": 3, "warmup": 0.0, "device": "cpu"}

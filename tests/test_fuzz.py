@@ -26,7 +26,9 @@ import compare
 import evaluate
 import sample
 import train_adapter
+import train_classifier
 import train_lora
+import train_mlm
 import train_prefix
 import train_pretrain
 import train_prompt
@@ -428,7 +430,8 @@ def test_a_damaged_checkpoint_is_refused_or_bit_equal(here, data):
 # ---- flags -------------------------------------------------------------------------------------------------------
 
 BESIDE = [module.Config for module in (train_lora, train_adapter, train_prefix, train_prompt)]  # a frozen base
-CONFIGS = [*BESIDE, *(module.Config for module in (train_pretrain, train_sft, evaluate, sample, compare))]
+OTHERS = (train_pretrain, train_sft, train_classifier, train_mlm, evaluate, sample, compare)
+CONFIGS = [*BESIDE, *(module.Config for module in OTHERS)]
 numbers = (
     st.text(st.sampled_from("0123456789-+.eE_ infa"), max_size=6)
     | st.integers().map(str)
@@ -447,6 +450,8 @@ def test_any_text_as_a_flag_is_a_value_in_its_range_or_refused(data, Config):
     values = ["x"] * len(required) + [data.draw(numbers) for _ in chosen]
     if Config in (*BESIDE, evaluate.Config) and not {"--text", "--instructions"} & set(flags):
         flags, values = [*flags, "--text"], [*values, "x"]
+    if Config is train_classifier.Config and not {"--labelled", "--tagged"} & set(flags):
+        flags, values = [*flags, "--labelled"], [*values, "x"]
     ran = []
 
     def main(config):

@@ -8,10 +8,11 @@ from conftest import weights
 
 import train_sft
 from cli import Mistake
+from model.head import new_head
 from model.switch import plain_names
 from store import checked
 from store.checkpoint import load_run, open_run, save
-from store.learned import new_head, read_learned
+from store.learned import read_learned
 
 
 @pytest.fixture
@@ -76,11 +77,14 @@ def test_what_is_left_frozen_in_a_copy_of_a_script_is_not_saved(train, base, tok
 def test_a_head_of_its_own_is_saved_with_how_it_was_attached(base, tmp_path, tokens, all_of_it):
     opened = open_run(base)
     model = opened.model().requires_grad_(all_of_it)
-    new_head(model, 3)
+    new_head(model, ["ham", "spam", "öl"], "text")
     tmp_path.joinpath("run").mkdir()
     save(tmp_path / "run", model, opened)
     file = tmp_path / "run" / ("model.pt" if all_of_it else "learned.pt")
-    assert checked.read(file, ("attached",))["attached"] == [{"apply": "head", "classes": 3}]
+    assert checked.read(file, ("attached",))["attached"] == [
+        {"apply": "head", "classes": ["ham", "spam", "öl"], "each": "text"}
+    ]
+    assert open_run(tmp_path / "run").classes == (["ham", "spam", "öl"], "text")
     again = open_run(tmp_path / "run").model()
     assert again(tokens).shape == (2, 16, 3) and torch.equal(again(tokens), model(tokens))
     torch.testing.assert_close(model(tokens), model.hidden(tokens) @ model.head.weight.T + model.head.bias)

@@ -11,11 +11,14 @@ import pytest
 from notebooks.side_by_side import CONCEPTS, normalised, reasons
 
 ROOT = Path(__file__).parent.parent
-SIBLINGS = PRETRAIN, SFT, LORA, ADAPTER, PREFIX, PROMPT = [
-    f"train_{method}.py" for method in ("pretrain", "sft", "lora", "adapter", "prefix", "prompt")
+SIBLINGS = PRETRAIN, SFT, LORA, ADAPTER, PREFIX, PROMPT, CLASSIFIER, MLM = [
+    f"train_{method}.py" for method in ("pretrain", "sft", "lora", "adapter", "prefix", "prompt", "classifier", "mlm")
 ]
 STEPS = ["config", "data", "model", "what learns", "optimizer", "loop", "evaluate", "save"]
-BUDGETS = {(PRETRAIN, SFT): 18, (SFT, LORA): 22, (LORA, ADAPTER): 14, (LORA, PREFIX): 14, (PREFIX, PROMPT): 10}
+BUDGETS = {
+    (PRETRAIN, SFT): 18, (SFT, LORA): 22, (LORA, ADAPTER): 14, (LORA, PREFIX): 14, (PREFIX, PROMPT): 10,
+    (SFT, CLASSIFIER): 30, (PRETRAIN, MLM): 20,
+}  # fmt: skip
 PAIRS = [*BUDGETS, (PRETRAIN, LORA)]
 
 

@@ -1,0 +1,224 @@
+"""Texts with a label, and sentences in which each word has a tag: read from files, and made into examples.
+
+    --labelled   text and label, or text, second and label: .json, .jsonl, .csv, .tsv (data/records.py)
+    --tagged     words and tags, lists or texts with spaces between: .json, .jsonl, .csv; any other file has columns as
+                 CoNLL's: a line a word, which comes first in it and its tag last, and a blank line after each sentence
+
+The target is a class. It stands at the last token of the text, or of each word, and only there is anything graded:
+under a causal mask this token alone has read all of the text.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tiktoken
+
+from cli import Mistake, listed
+from data.download import find
+from data.examples import Example, Reading
+from data.records import BadRecord, Skipped, Where, kind_of, opened, read_records, refuse_missing, shown, text_of
+from model.head import Classes
+
+
+class Record(NamedTuple):
+    pieces: list[str]  # a text, or a text and its second; or the words of a sentence
+    labels: list[str]  # of the text, one; or the tag of each word
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_labelled(path: str | Path, columns: str = "", skip_bad: bool = False) -> list[Record]:
+    """All texts of a file, or of a corpus by name, each with its label. Raises Mistake naming the file and the line or
+    record; with skip_bad, bad records are left out, counted and printed."""
+    file, columns = find(path, "labelled", columns)
+    skipped = Skipped() if skip_bad else None
+    return _told(path, list(read_records(file, columns, ("text", "second", "label"), _labelled, skipped)), skipped)
+
+
+def read_tagged(path: str | Path, columns: str = "", skip_bad: bool = False) -> list[Record]:
+    """All sentences of a file, each word with its tag; otherwise as read_labelled."""
+    file, columns = find(path, "tagged", columns)
+    reader = None if kind_of(file) in (".json", ".jsonl", ".csv") else _from_conll
+    if reader and columns:
+        raise Mistake(f"--columns is for .json, .jsonl and .csv: in {file} a word comes first and its tag last")
+    skipped = Skipped() if skip_bad else None
+    return _told(path, list(read_records(file, columns, ("words", "tags"), _tagged, skipped, reader)), skipped)
+
+
+def _told(path: str | Path, records: list[Record], skipped: Skipped | None) -> list[Record]:
+    if skipped and (sentence := skipped.sentence(path)):
+        print(sentence)
+    return records
+
+
+def _labelled(where: Where, record: Any) -> Record:
+    if not isinstance(record, dict):
+        raise BadRecord(f"{where} must be an object with text and label, not {type(record).__name__}")
+    refuse_missing(where, record, ("text", "label"))
+    # white space at its ends tells nothing; but the last token would be made of it
+    pieces = [text_of(where, record, key).strip() for key in ("text", "second") if record.get(key) is not None]
+    if not all(pieces):
+        raise BadRecord(f"{where} has an empty text, in which there is no last token to be graded")
+    return Record(pieces, [_name(where, "label", record["label"])])
+
+
+def _tagged(where: Where, record: Any) -> Record:
+    if not isinstance(record, dict):
+        raise BadRecord(f"{where} must be an object with words and tags, not {type(record).__name__}")
+    refuse_missing(where, record, ("words", "tags"))
+    words, tags = (_list(where, key, record[key]) for key in ("words", "tags"))
+    if len(words) != len(tags) or not words:
+        raise BadRecord(f"{where} has {len(words)} words and {len(tags)} tags: it must have a tag for each word")
+    words = [text_of(where, {"words": word}, "words") for word in words]
+    if not all(word.strip() for word in words):
+        raise BadRecord(f"{where} has an empty word, in which there is no last token to be graded")
+    return Record(words, [_name(where, "tags", tag) for tag in tags])
+
+
+def _list(where: Where, key: str, value: Any) -> list[Any]:
+    if not isinstance(value, str | list):
+        raise BadRecord(f'{where}: "{key}" is {shown(value)}, expected a list, or a text with spaces between')
+    return value.split() if isinstance(value, str) else value
+
+
+def _name(where: Where, key: str, value: Any) -> str:
+    """A class may be a whole number or true and false in JSON: its name is as JSON writes it."""
+    name = json.dumps(value) if isinstance(value, int) else text_of(where, {key: value}, key).strip()
+    if not name:
+        raise BadRecord(f'{where}: "{key}" is empty, expected the name of a class')
+    return name
+
+
+def _from_conll(path: Path, _: dict[str, str]) -> Iterator[tuple[Where, Any]]:
+    """Each sentence, and where it begins. Lines with -DOCSTART-, which begin a document, are passed over."""
+    rows: list[list[str]] = []
+    first, n_blank, n_words = 1, 0, 0
+    with opened(path) as file:
+        for number, line in enumerate((*file, ""), 1):  # the end of the file ends a sentence too
+            row = line.split("\t" if "\t" in line else None)
+            if not line.strip():
+                if rows:
+                    yield f"{path}:{first}", _sentence(f"{path}:{first}", rows)
+                n_blank, n_words, rows = n_blank + bool(line), n_words + len(rows), []
+            elif row[0] != "-DOCSTART-":
+                first = first if rows else number
+                rows.append([cell.strip() for cell in row])
+    if n_words > 1 and not n_blank:
+        raise Mistake(
+            f"{path} has no blank line, so its {n_words:,} words are one sentence: put one after each sentence"
+        )
+
+
+def _sentence(where: Where, rows: list[list[str]]) -> Any:
+    if short := [row for row in rows if len(row) < 2]:
+        return BadRecord(f"{where}: the word {short[0][0]!r} has no tag: its line must have two columns or more")
+    return {"words": [row[0] for row in rows], "tags": [row[-1] for row in rows]}
+
+
+# ---- examples --------------------------------------------------------------------------------------------------------
+
+
+def text_tokens(pieces: Sequence[str], tokenizer: tiktoken.Encoding, room: int) -> tuple[list[int], bool]:
+    """The ids of a text, or of two with a line break between them, and whether they are cut to fit the room: from the
+    end, and of two texts from the longer one."""
+    first, *others = (tokenizer.encode_ordinary(piece) for piece in pieces)
+    if not others:
+        return first[:room], len(first) > room
+    between, second = tokenizer.encode_ordinary("\n"), others[0]
+    left = room - len(between)
+    is_cut = len(first) + len(second) > left
+    first = first[: max(left - len(second), left // 2)]
+    return (first + between + second[: max(1, left - len(first))])[:room], is_cut
+
+
+def word_tokens(words: Sequence[str], tokenizer: tiktoken.Encoding) -> list[list[int]]:
+    """The ids of each word, the space before it among them: encoded apart, so that no two words share a token."""
+    return [tokenizer.encode_ordinary(" " * (n > 0) + word) for n, word in enumerate(words)]
+
+
+def labelled_example(pieces: Sequence[Sequence[int]], targets: Sequence[int]) -> Example:
+    """The tokens of all pieces; at the last of each stands its class, and it alone is graded. With positions, by which
+    a model that sees both sides tells an example from its padding."""
+    inputs = np.array([token for piece in pieces for token in piece])
+    last = np.cumsum([len(piece) for piece in pieces]) - 1  # (n,) where each piece ends
+    classes, graded = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), bool)
+    classes[last], graded[last] = targets, True
+    return Example(inputs, classes, graded, np.arange(len(inputs)))
+
+
+def to_classify(pieces: Sequence[str], each: str, tokenizer: tiktoken.Encoding, room: int) -> tuple[Example, bool]:
+    """An example whose classes are not known yet, and whether it was cut to fit the room. Of words only those that fit
+    as a whole are graded."""
+    if each == "text":
+        tokens, is_cut = text_tokens(pieces, tokenizer, room)
+        return labelled_example([tokens], [0]), is_cut
+    words = word_tokens(pieces, tokenizer)
+    inputs, classes, graded, _ = labelled_example(words, [0] * len(words))
+    cut = Example(inputs[:room], classes[:room], graded[:room], np.arange(min(len(inputs), room)))
+    return cut, len(inputs) > room
+
+
+def from_labelled(
+    labelled: str, tagged: str, how: Reading, known: Classes | None = None
+) -> tuple[list[Example], list[Example], Classes]:
+    """The examples to learn from, a random share held_out to judge by, the same in every run, and the classes.
+
+    labelled, tagged: a file of the one or of the other kind, the other name empty; known: the classes of a model that
+    has learned some already, which keep their order. What is longer than the block is cut, and counted. Prints how many
+    there are of each class. Raises Mistake when nothing is left to learn from or to judge by, for a single class, for a
+    label that is not known or is only held out, and for a malformed file.
+    """
+    path, each = (labelled, "text") if labelled else (tagged, "word")
+    if known and known.each != each:
+        right = {"text": "--labelled", "word": "--tagged"}[known.each]
+        raise Mistake(f"{path}: this model gives a class to each {known.each}, not to each {each}: {right} is for it")
+    read = read_labelled if labelled else read_tagged
+    records = read(path, how.columns, how.skip_bad_records)
+    random.Random(0).shuffle(records)  # whatever --seed is: all runs hold out the same records
+    n_held_out = max(1, int(how.held_out * len(records)))
+    parts = (records[:-n_held_out], records[-n_held_out:])
+    names = known.names if known else sorted({label for record in parts[0] for label in record.labels})
+    if unknown := sorted({label for record in records for label in record.labels} - set(names)):
+        raise Mistake(f"{path} has the label {unknown[0]!r}, {never_seen(names, known is not None)}")
+    if len(names) == 1:
+        raise Mistake(f"{path} has one class only, {names[0]!r}: there is nothing to tell apart")
+
+    classes = Classes(names, each)
+    (train, n_cut), (judge, n_cut_of_judge) = (examples_of(part, classes, how) for part in parts)
+    counts = [Counter(int(c) for example in some for c in example.targets[example.graded]) for some in (train, judge)]
+    of_each = ", ".join(f"{name} {counts[0][n]:,} and {counts[1][n]:,}" for n, name in enumerate(names))
+    print(f"{path}: {len(train):,} {'texts' if labelled else 'sentences'}, and {len(judge):,} held out: {of_each}")
+    if n_cut := n_cut + n_cut_of_judge:
+        lost = "the words that do not fit are not graded" if tagged else "graded is the last token that is left"
+        print(f"{path}: {n_cut:,} of {len(records):,} are longer than --block-size {how.block_size}: cut there, {lost}")
+    if not judge or (not train and how.held_out < 1):
+        raise Mistake(
+            f"{path} has {len(train)} usable examples to learn from and {len(judge)} to judge by; "
+            "it must have at least one of each"
+        )
+    return train, judge, classes
+
+
+def examples_of(records: Sequence[Record], classes: Classes, how: Reading) -> tuple[list[Example], int]:
+    """Those in which something is graded, and how many of the records are cut."""
+    number, n_cut = {name: n for n, name in enumerate(classes.names)}, 0
+    examples: list[Example] = []
+    for record in records:
+        example, is_cut = to_classify(record.pieces, classes.each, how.tokenizer, how.block_size)
+        n_graded, n_cut = int(example.graded.sum()), n_cut + is_cut
+        example.targets[example.graded] = [number[label] for label in record.labels[:n_graded]]
+        if n_graded:
+            examples.append(example)
+    return examples, n_cut
+
+
+def never_seen(names: Sequence[str], were_known: bool) -> str:
+    if were_known:
+        return f"which this model has never seen in training: it knows {listed(names)}"
+    return "but only among what is held out: give more examples of it, or another --held-out, for it to be learned"
