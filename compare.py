@@ -56,7 +56,7 @@ class Config:
     quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
     seed: int = 0  # the first seed, of the order of the data and of new weights
-    block_size: int = 256  # tokens a row at most; instructions are packed, several in a row
+    block_size: int = 240  # tokens a row at most, which leaves room for a prefix; instructions are packed
     batch_size: int = 8  # rows a step
     domain_steps: int = 40  # optimizer steps on the domain
     steps: int = 250  # optimizer steps on the instructions
@@ -84,10 +84,6 @@ def main(config: Config) -> dict[str, Any]:
     if config.only not in FAMILIES:
         raise Mistake(f"--only must be {' or '.join(FAMILIES)}; got {config.only!r}")
     family = FAMILIES[config.only]
-    if config.only == "peft":  # all of its rows leave room for a prefix
-        if config.length >= config.block_size:
-            raise Mistake(f"--length {config.length} leaves no room for a row in --block-size {config.block_size}")
-        config = dataclasses.replace(config, block_size=config.block_size - config.length)
     check_folder(out, config)
     yardsticks = yardsticks_of(config, device)
     out.mkdir(parents=True, exist_ok=True)
@@ -141,6 +137,9 @@ def yardsticks_of(config: Config, device: torch.device) -> Yardsticks:
     """Reads everything there is to judge by: what cannot be used is found here, before any training."""
     base = checkpoint.open_run(config.base)
     base.model(config.block_size)
+    if config.only == "peft" and config.block_size + config.length > base.config.block_size:
+        room = f"the {base.config.block_size} tokens that {config.base} can read"
+        raise Mistake(f"--block-size {config.block_size} and a prefix of --length {config.length} are beyond {room}")
     few = slice(0, 16 if config.quick else 128)  # rows of a text
     how = Reading(base.tokenizer, config.block_size, config.held_out)
     parts = [from_text(path, how)[1] for path in (config.text, config.domain)]
