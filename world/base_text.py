@@ -22,7 +22,8 @@ from world.tasks import FACTS, TASKS, Question, Task
 from world.words import COLOURS, NAMES, PLACES, THINGS
 
 TALK = (("Child:", "Teacher:"), ("Guest:", "Host:"))
-OFTEN = ("who has it", "colour", "place of a thing", "place of a person")  # beside "yes or no", what is learned slowly
+OFTEN = {"who has it": 2, "colour": 2, "place of a thing": 2, "place of a person": 3, "who has a colour": 4} | {
+    "who is there": 4, "yes or no": 6}  # tasks which the model learns slowly are asked this much more often
 MIXTURES = ("first", "last")  # the end of pretraining has more in which all is looked up
 
 
@@ -87,11 +88,11 @@ def story_asked_out(rng: Random) -> str:
     """
     text, rows = story(rng, list)
     if rng.random() < 0.55:
-        keys = rng.choices(("thing", "who", "colour", "place", "yes or no"), (4, 3, 2, 2, 2), k=rng.randint(2, 4))
+        keys = rng.choices(("thing", "who", "colour", "place", "yes or no"), (4, 3, 3, 3, 3), k=rng.randint(2, 4))
         return " In short: ".join([f"### Story: {text}", *(summary(rng, rows, key) for key in keys)])
     (asks, answers), said = rng.choice(TALK), []
     tasks = [task for task in TASKS if task.kind == "story"]
-    often = [4 if task.name == "yes or no" else 2 if task.name in OFTEN else 1 for task in tasks]
+    often = [OFTEN.get(task.name, 1) for task in tasks]
     for task in rng.choices(tasks, often, k=rng.randint(4, 6)):
         if question := story_question(rng, task.name, rows):
             said.append(f"{asks} {asked(rng, task, question)} {answers} {question.output}.")
