@@ -1,4 +1,4 @@
-"""What a base model reads: documents of 13 kinds, which make it look back, know the facts, and learn from examples."""
+"""What a base model reads: documents of 14 kinds, which make it look back, know the facts, and learn from examples."""
 
 import re
 from collections.abc import Callable
@@ -22,13 +22,13 @@ from world.tasks import FACTS, TASKS, Question, Task
 from world.words import COLOURS, NAMES, PLACES, THINGS
 
 TALK = (("Child:", "Teacher:"), ("Guest:", "Host:"))
-OFTEN = {"who has it": 2, "colour": 2, "place of a thing": 2, "place of a person": 3, "who has a colour": 4} | {
-    "who is there": 4, "yes or no": 6}  # tasks which the model learns slowly are asked this much more often
+OFTEN = {"yes or no": 4, "who has it": 2, "colour": 2, "place of a thing": 2, "place of a person": 2}  # others: once
+OFTEN_LATER = {**OFTEN, "yes or no": 6, "place of a person": 3, "who has a colour": 4, "who is there": 4}
 MIXTURES = ("first", "last")  # the end of pretraining has more in which all is looked up
 
 
 def document(rng: Random, mixture: str = "first") -> str:
-    """A piece of text of one of 13 kinds; what it says last, only looking back or knowing the facts can tell.
+    """A piece of text of one of 14 kinds; what it says last, only looking back or knowing the facts can tell.
 
     >>> print(document(Random(3)))
     ### Talk: Guest: What does Paul have? Host: Leo has the red top in the school. The brown kite is with Tom in the
@@ -86,14 +86,29 @@ def story_asked_out(rng: Random) -> str:
     Emma: drum. In short: market: white. attic: pink. In short: Sam: attic. Emma: market. In short: pink: attic.
     white: market.
     """
+    return all_asked(rng, (4, 3, 2, 2, 2), OFTEN)
+
+
+def story_asked_out_later(rng: Random) -> str:
+    """The same, where what the first text has taught least is asked more often.
+
+    >>> print(story_asked_out_later(Random(3)))
+    ### Story: Sam has the pink glove in the attic. In the market is Emma with the white drum. In short: pink: Sam.
+    white: Emma. In short: Sam, glove: yes. Sam, drum: no. Emma, glove: no. Emma, drum: yes. In short: white: Emma.
+    pink: Sam. In short: market: white. attic: pink.
+    """
+    return all_asked(rng, (4, 3, 3, 3, 3), OFTEN_LATER)
+
+
+def all_asked(rng: Random, by_key: tuple[int, ...], by_task: dict[str, int]) -> str:
+    """by_key: how often it is summed up by which key; by_task: how often a task asks, those that are missing once."""
     text, rows = story(rng, list)
     if rng.random() < 0.55:
-        keys = rng.choices(("thing", "who", "colour", "place", "yes or no"), (4, 3, 3, 3, 3), k=rng.randint(2, 4))
+        keys = rng.choices(("thing", "who", "colour", "place", "yes or no"), by_key, k=rng.randint(2, 4))
         return " In short: ".join([f"### Story: {text}", *(summary(rng, rows, key) for key in keys)])
     (asks, answers), said = rng.choice(TALK), []
     tasks = [task for task in TASKS if task.kind == "story"]
-    often = [OFTEN.get(task.name, 1) for task in tasks]
-    for task in rng.choices(tasks, often, k=rng.randint(4, 6)):
+    for task in rng.choices(tasks, [by_task.get(task.name, 1) for task in tasks], k=rng.randint(4, 6)):
         if question := story_question(rng, task.name, rows):
             said.append(f"{asks} {asked(rng, task, question)} {answers} {question.output}.")
     return f"### Story: {text} {' '.join(said)}"
@@ -246,7 +261,8 @@ KINDS: dict[Callable[[Random], str], tuple[int, int]] = {  # how often each is d
     notes: (8, 2),
     story_summed_up: (0, 6),
     list_summed_up: (0, 4),
-    story_asked_out: (19, 36),
+    story_asked_out: (19, 0),
+    story_asked_out_later: (0, 36),
     drill: (40, 37),
     silent_drill: (16, 16),
     land_log: (5, 4),
