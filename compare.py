@@ -59,7 +59,7 @@ class Config:
     block_size: int = 240  # tokens a row at most, which leaves room for a prefix; instructions are packed
     batch_size: int = 8  # rows a step
     domain_steps: int = 40  # optimizer steps on the domain
-    steps: int = 250  # optimizer steps on the instructions
+    steps: int = 230  # optimizer steps on the instructions
     learning_rate: float = 1e-3  # continued pretraining's, at its peak; this and the next six by --sweep
     lora_learning_rate: float = 2e-3  # LoRA's on the domain
     sft_learning_rate: float = 3e-4  # SFT's
