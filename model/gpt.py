@@ -65,7 +65,7 @@ def to_the_left(T: int, S: int, device: torch.device) -> Tensor:
 
 
 def written_out_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q kᵀ / √D) v, one step a line (Vaswani et al. 2017, eq. 1; SLP3, ch. 8).
+    """softmax(q kᵀ / √D) v, one step a line (Vaswani et al. 2017, eq. 1; SLP3, ch. 9).
 
     q: (B, H, T, D), k and v: (B, H, S, D), the queries being the last T of the S; visible: (B, 1, T, S), true where a
     query may look, or None for "at itself and to its left". Returns (B, H, T, D).
