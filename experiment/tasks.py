@@ -135,7 +135,7 @@ def page(results: dict[str, Any]) -> str:
     n = {name: rows[0][task][split]["n"] for name, (task, split) in COLUMNS.items()}
     seeds = len(results["seeds"])
     legend = (
-        "learns: parameters; seconds: of the longest of the trainings; then what is told right, of new lists, new pairs\n"
+        "learns: parameters; seconds: of the longest training; then what is told right, of new lists and new pairs\n"
         "of words, and the words of new stories; unseen: of words that no training names; ms: to answer about one\n"
         f"list. Judged are {', '.join(f'{count} ({name})' for name, count in n.items())}.\n"
         + ("One seed: no intervals." if seeds == 1 else f"Means of {seeds} seeds, ± 95 % intervals.")
