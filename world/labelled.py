@@ -17,17 +17,15 @@ TAG_OF = {  # the words of a story that are not "other"
 
 
 def labelled(rng: Random, pool: Pool) -> Record:
-    """A list of words, more of one group than of any other, as the base text writes it; its label is that group.
+    """A list of words as the base text writes it, all or most of one group, which is its label.
 
     >>> labelled(Random(0), seen)
-    {'text': '### List: rope Instruction oar. By groups:', 'label': 'rigging'}
+    {'text': '### List: Instruction rope sail deck. By groups:', 'label': 'rigging'}
     """
-    group, *others = rng.sample(list(GROUPS), 3)
-    n = rng.choice((2, 2, 3))
-    most = rng.sample(pool(GROUPS[group]), min(n, len(pool(GROUPS[group]))))
-    words = most + [rng.choice(pool(GROUPS[other])) for other in others[: rng.randint(1, n - 1)]]
-    rng.shuffle(words)
-    return {"text": f"### List: {' '.join(words)}. By groups:", "label": group}
+    group, other = rng.sample(list(GROUPS), 2)
+    most = pool(GROUPS[group])
+    words = rng.sample(most, min(rng.randint(2, 3), len(most))) + [rng.choice(pool(GROUPS[other]))] * rng.randint(0, 1)
+    return {"text": f"### List: {' '.join(rng.sample(words, len(words)))}. By groups:", "label": group}
 
 
 def opposites(rng: Random, pool: Pool) -> Record:
@@ -97,13 +95,14 @@ def distinct(rng: Random, make: Callable[[Random, Pool], Record], pool: Pool, n:
 
 
 def files(rng: Random) -> dict[str, list[Record]]:
-    """Records by the name of their file. Those with "unseen" in it have other words: to judge by, not to learn from."""
+    """Records by the name of their file; those with "unseen" in it have other words: to judge by, not to learn from. The
+    few opposites to learn from are there eight times, so that they are as frequent as other pairs."""
     made = {}
-    for end, pool, share in ((".json", seen, 1.0), ("-unseen.json", unseen, 0.2)):
+    for end, pool, share, times in ((".json", seen, 1.0, 8), ("-unseen.json", unseen, 0.2, 1)):
         made[f"labelled{end}"] = distinct(rng, labelled, pool, int(1200 * share))
-        related = distinct(rng, one_group, pool, 150)
+        related = distinct(rng, one_group, pool, int(300 * share))
         unrelated = distinct(rng, neither, pool, len(related))
-        pairs = [*distinct(rng, opposites, pool, 150), *related, *unrelated]
+        pairs = [*distinct(rng, opposites, pool, 300) * times, *related, *unrelated]
         made[f"pairs{end}"] = rng.sample(pairs, len(pairs))
         made[f"tagged{end}"] = distinct(rng, tagged, pool, int(600 * share))
     return made
