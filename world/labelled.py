@@ -95,7 +95,7 @@ def distinct(rng: Random, make: Callable[[Random, Pool], Record], pool: Pool, n:
 
 
 def files(rng: Random) -> dict[str, list[Record]]:
-    """Records by the name of their file; those with "unseen" in it have other words: to judge by, not to learn from. The
+    """Records by the name of their file; those with "unseen" in it have other words, and are to judge by. The
     few opposites to learn from are there eight times, so that they are as frequent as other pairs."""
     made = {}
     for end, pool, share, times in ((".json", seen, 1.0, 8), ("-unseen.json", unseen, 0.2, 1)):
