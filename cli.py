@@ -155,7 +155,7 @@ def plan_command(program: str, config: Any) -> str:
 
 
 PLANNED = (  # what a run's memory depends on, beside its model
-    "r", "lora_dropout", "targets", "width", "mlp_only", "length", "block_size", "dropout", "batch_size",
+    "learn", "r", "lora_dropout", "targets", "width", "mlp_only", "length", "block_size", "dropout", "batch_size",
     "micro_batches", "device", "precision", "checkpoint_activations", "shard",
 )  # fmt: skip
 
@@ -237,7 +237,7 @@ def check(config: Any) -> Any:
     learn = getattr(config, "learn", "lora")
     if not re.fullmatch(r"head|last-[1-9]\d{0,8}|lora|all", learn):
         raise Mistake(f"--learn must be head, last-1 or another number of blocks, lora or all, got {learn!r}")
-    if learn != "lora" and (config.r, config.alpha) != (defaults["r"], defaults["alpha"]):
+    if learn != "lora" and "alpha" in defaults and (config.r, config.alpha) != (defaults["r"], defaults["alpha"]):
         raise Mistake(f"--r and --alpha are for --learn lora, and this is --learn {learn}")
     if getattr(config, "precision", "auto") not in ("auto", "fp32", "bf16", "fp16"):
         raise Mistake(f"--precision must be auto, fp32, bf16 or fp16, got {config.precision!r}")

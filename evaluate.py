@@ -34,6 +34,7 @@ from model.head import classes_of
 from model.prefix import longest_row
 from run import ranks, show
 from run.device import choose_device
+from run.predict import told_right
 from store.checkpoint import load_run, split
 from store.learned import run_folder
 
@@ -183,6 +184,8 @@ def main(config: Config) -> None:
         print(f"exact match {exact_match(model, tokenizer, examples, config.batch_size):.1%}")
     if classes:
         print(show.report(model, examples, config.batch_size, classes))
+    elif not model.config.causal:
+        print(f"told right {told_right(model, examples, config.batch_size):.1%}")
 
 
 def examples_for(config: Config, model: GPT, how: Reading) -> Sequence[Example]:

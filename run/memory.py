@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from data.masked import CHOSEN
 from model.gpt import GPTConfig
 from run.device import choose_precision, fused_attention_pays
 
@@ -46,13 +47,20 @@ class Run:
         self.width = self.precision.itemsize  # of a number in matrix products: 4, or 2 in half precision
         self.mask = 1 if self.device == "cuda" else self.width  # of dropout: a bool, or a number like those it zeroes
         self.fused = fused_attention_pays(self.precision, device, config.block_size)
-        self.full = config.method in ("pretrain", "sft")  # every parameter learns
-        lora = {target.strip() for target in config.targets.split(",")} if config.method == "lora" else set()
+        learn = config.learn if config.method == "classifier" else config.method
+        self.full = learn in ("pretrain", "sft", "mlm", "all") or learn.startswith("last-")  # all of a block learns
+        lora = {target.strip() for target in config.targets.split(",")} if learn == "lora" else set()
         self.targets = set(LINEARS) if self.full else lora  # layers whose input a gradient needs
+        self.n_learning = int(learn.removeprefix("last-")) if learn.startswith("last-") else shape.n_layer  # blocks
+        self.n_learning = 0 if learn == "head" else self.n_learning
+        self.tied = config.method != "classifier"  # the head is the embedding
+        self.n_logits = shape.vocab_size if self.tied else config.classes  # V, of a graded position
+        self.is_masked = config.method in ("classifier", "mlm")  # padding, which some could see, by a mask of each row
         self.bottlenecks = (1 if config.mlp_only else 2) if config.method == "adapter" else 0  # of a block
         self.P = config.length if config.method in ("prefix", "prompt") else 0
         self.positions = math.ceil(config.batch_size / config.ranks) * config.block_size  # B T, of one rank
-        self.n_graded = max(1, round(config.graded * self.positions))  # N
+        graded = min(config.graded, CHOSEN) if config.method == "mlm" else config.graded
+        self.n_graded = max(1, round(graded * self.positions))  # N
         C = shape.n_embd
         self.block = 12 * C * C + 13 * C  # parameters of one block; below, of what is attached to it
         self.block_matrices = config.r * C * sum(sum(LINEARS[name]) for name in lora)
@@ -61,7 +69,10 @@ class Run:
         self.block_adapter += 2 * C * self.P if config.method == "prefix" else 0
         self.base = (shape.vocab_size + shape.block_size + 2) * C + shape.n_layer * self.block
         self.adapter = shape.n_layer * self.block_adapter + (C * self.P if config.method == "prompt" else 0)
-        self.learning = self.base if self.full else self.adapter
+        self.adapter += 0 if self.tied else (C + 1) * config.classes  # the head
+        self.learning = self.adapter + (self.base if self.full else 0)
+        if learn.startswith("last-"):  # and the LayerNorm after them
+            self.learning = self.adapter + self.n_learning * self.block + 2 * C
         self.parts = config.ranks if config.shard else 1  # in which weights, gradients and AdamW's numbers are held
 
     # ---- activations: what autograd keeps for the backward pass ------------------------------------------------------
@@ -82,6 +93,7 @@ class Run:
         kept += self.bottlenecks * (C + 2 * self.config.width) * self.width  # inputs of down, gelu and up
         kept_of_rows = self.positions * kept + self.positions // T * self.P * 2 * C * self.width  # the prefix's k, v
         mask = 0 if self.fused and not self.P else T * S * (self.width if self.fused else 1)
+        mask = self.positions * T * (self.width if self.fused else 1) if self.is_masked else mask
         return kept_of_rows + mask + self.weights_in_half()
 
     def saved_by_linears(self) -> int:
@@ -111,19 +123,14 @@ class Run:
 
     def moments(self) -> Iterator[Moment]:
         """All that can be the fullest."""
-        C, V, L, again = (
-            self.shape.n_embd,
-            self.shape.vocab_size,
-            self.shape.n_layer,
-            self.config.checkpoint_activations,
-        )
+        C, L, again = self.shape.n_embd, self.n_learning, self.config.checkpoint_activations
         x, block = 4 * self.positions * C, self.saved_by_block()
         each, each_is = (x, "what enters each") if again else (block, "what its gradients need")
         prompt = self.saved_by_prompt()
         prompt_is = f" + {size(prompt)}, the same of the soft prompt's row" if prompt else ""
         kept, kept_is = prompt + L * each, f"{L} blocks × {size(each)}, {each_is}{prompt_is}"
-        top = kept + x + (self.n_graded * C * self.width if self.full else 0)  # inputs of ln_f and the head
-        top += 2 * V * C if self.width == 2 else 0  # the head's weights
+        top = kept + x + (self.n_graded * C * self.width if self.full or not self.tied else 0)  # ln_f's and the head's
+        top += 2 * self.n_logits * C if self.width == 2 else 0  # the head's weights
         cast = L * self.weights_in_half() if again and self.full else 0  # autocast keeps them until the blocks are done
         through = self.positions * C * (5 * self.width + 4)  # gradients on their way through a block
         one = prompt + block + through
@@ -131,15 +138,24 @@ class Run:
         last = kept + through + (block if again else 0)
         entered = f"what entered block 0{prompt_is}"
         before = self.config.micro_batches > 1  # gradients of earlier micro-batches are there
-        head = 1 if self.full else 0  # one gradient of wte, before it is added up
+        head = 1 if self.full and self.tied else 0  # one gradient of wte, before it is added up
         # gradients of all that learns · more of wte · activations and what they are · copies of the logits
         yield self.moment("at the end of the forward pass", before, 0, top + cast, kept_is, 1)
         yield self.moment("when the loss turns into gradients", before, 0, top, kept_is, 3)
         yield self.moment("in the head's backward pass", before, head, top, kept_is, 2)
-        yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", 1)
-        yield self.moment("in the first block's backward pass", True, head * before, one, one_is, 1)
+        if L:
+            yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", 1)
+            yield self.moment("in the first block's backward pass", True, head * before, one, one_is, 1)
+        if L < self.shape.n_layer:
+            yield self.moment("in a block that does not learn", before, 0, *self.frozen_block(), 0)
         yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, 1)
         yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 3)
+
+    def frozen_block(self) -> tuple[float, str]:
+        """Of a block through which no gradient passes, at its MLP: the stream, what enters, and both sides of GELU."""
+        C, T = self.shape.n_embd, self.config.block_size
+        there = self.positions * (4 * C + 9 * C * self.width + (T if self.is_masked else 0))
+        return there, "one block at work, of which nothing is kept"
 
     def moment(self, when: str, gradients: bool, heads: int, activations: int, they_are: str, logits: int) -> Moment:
         V, C, n = self.shape.vocab_size, self.shape.n_embd, self.base + self.adapter
@@ -152,11 +168,12 @@ class Run:
             parts["collected"] = 4 * whole, "4 bytes for each of the embeddings and of two blocks, whole"
         held = 4 * self.learning * gradients / self.parts + heads * 4 * V * C
         adamw_is = f"2 × 4 bytes for each of {self.learning:,} that learn{share}"
-        logits_are = f"{logits} × 4 bytes × N × V: {self.n_graded:,} graded tokens × {V:,} in the vocabulary"
+        of = f"{self.n_logits:,} {'in the vocabulary' if self.tied else 'classes'}"
+        logits_are = f"{logits} × 4 bytes × N × V: {self.n_graded:,} graded tokens × {of}"
         parts["gradients"] = held, " + ".join(gradients_are) or "none then"
         parts["AdamW"] = 8 * self.learning / self.parts, adamw_is
         parts["activations"] = activations, they_are
-        parts["logits"] = logits * 4 * self.n_graded * V, logits_are
+        parts["logits"] = logits * 4 * self.n_graded * self.n_logits, logits_are
         if self.device != "cpu":
             parts["context"] = CONTEXT, "the driver's: an estimate, not measured here"
             return Moment(when, parts)

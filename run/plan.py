@@ -16,13 +16,19 @@ from run.device import NAMES, choose_device, peak_mb
 from run.memory import Run, size
 from store.checkpoint import config_of
 
+METHODS = ("pretrain", "sft", "lora", "adapter", "prefix", "prompt", "classifier", "mlm")
+
 
 @dataclass(kw_only=True)
 class Config:
     init_from: str  # run or name of a model to start from: new_model.py writes a new one in a second
-    method: str = "pretrain"  # pretrain, sft, lora, adapter, prefix or prompt
+    method: str = "pretrain"  # pretrain, sft, lora, adapter, prefix, prompt, classifier or mlm
     memory: str = ""  # what there is, like 8GB (10^9 bytes each), 8GiB (2^30) or 4000MB; without it, this device's
-    graded: float = 1.0  # share of the positions that are graded: 1 for a text, less for instructions
+    graded: float = (
+        1.0  # share of the positions that are graded: 1 for a text, less for instructions; mlm's own is 0.15
+    )
+    learn: str = "all"  # of a classifier: head alone, last-K (K blocks too), lora, or all
+    classes: int = 2  # that a classifier tells apart
     r: int = 8  # LoRA's rank
     lora_dropout: float = 0.0  # share of x zeroed on the way to A while training
     targets: str = "q_proj,k_proj,v_proj,o_proj,up_proj,down_proj"  # layers that get an A and a B
@@ -41,8 +47,8 @@ class Config:
 
 
 def main(config: Config) -> None:
-    if config.method not in ("pretrain", "sft", "lora", "adapter", "prefix", "prompt"):
-        raise Mistake(f"--method must be pretrain, sft, lora, adapter, prefix or prompt, got {config.method!r}")
+    if config.method not in METHODS:
+        raise Mistake(f"--method must be {', '.join(METHODS[:-1])} or {METHODS[-1]}, got {config.method!r}")
     if config.device.split(":")[0] not in ("auto", "cuda", "mps", "cpu"):
         raise Mistake(f"--device must be auto, cuda, mps or cpu, got {config.device!r}")
     if config.shard and config.ranks == 1:
@@ -57,6 +63,8 @@ def main(config: Config) -> None:
         less = f", of which a prefix takes {run.P}" if run.P else ""
         there = f"{shape.block_size} tokens of {config.init_from}{less}"
         raise Mistake(f"--block-size {config.block_size} is beyond the {there}")
+    if run.n_learning > shape.n_layer:
+        raise Mistake(f"--learn {config.learn} is beyond the model's {shape.n_layer} blocks")
     limit = bytes_of(config.memory) if config.memory else memory_there(torch.device(config.device))
     print(page(run) + (f"\n\n{verdict(run, limit)}" if limit else ""))
 
@@ -107,7 +115,7 @@ def ways_to_fit(run: Run, limit: float) -> list[tuple[str, float]]:
     one is enough, else the fewest together; shorter rows only where all others together are not."""
     config, rows, T = run.config, run.config.batch_size, run.config.block_size
     forms = {  # of each setting, the mildest first
-        "method": [config.method, "lora"] if run.full else [config.method],
+        "method": [config.method, "lora"] if config.method in ("pretrain", "sft") else [config.method],
         "block_size": [T // 2**n for n in range(6) if T >= 2**n],
         "shard": [config.shard, config.ranks > 1],
         "checkpoint_activations": [config.checkpoint_activations, True],

@@ -24,6 +24,13 @@ def predicted(model: GPT, examples: Sequence[Example], batch_size: int) -> list[
     return said
 
 
+def told_right(model: GPT, examples: Sequence[Example], batch_size: int) -> float:
+    """The share of what is graded whose likeliest class, or token, is the target."""
+    truth = [int(target) for example in examples for target in example.targets[example.graded]]
+    said = [answer for answers in predicted(model, examples, batch_size) for answer in answers]
+    return sum(one == other for one, other in zip(truth, said, strict=True)) / len(truth)
+
+
 def confusion(truth: Sequence[int], said: Sequence[int], classes: int) -> np.ndarray:
     """How often each class, a row, was taken for each class, a column: (classes, classes)."""
     counts = np.zeros((classes, classes), np.int64)

@@ -400,10 +400,20 @@ BUGS = [
         "pull_to_the_base",
         caught_in("loop", "lora_is_not_decayed_towards_the_base_by_default"),
     ),
-    # A classifier would read the padding position; there is none here, but generating reads each row's last token too.
     Bug(
-        "23",
-        "Of padded rows the last column is read, not each row's last token.",
+        "23a",
+        "A classifier reads the last column of padded rows, not each text's last token.",
+        "model/gpt.py",
+        "h = h[graded]  # (N, C)",
+        "h = h[graded] if self.head is None else h[:, -1]  # (N, C)",
+        "beside_a_longer_text",
+        caught_in(
+            "what_is_predicted", "the_loss_of_the_script_is_the_mean_of_minus_log_p_of_each_label_by_hand[classifier]"
+        ),
+    ),
+    Bug(
+        "23b",
+        "Generating, of padded rows the last column is read, not each row's last token.",
         "model/generate.py",
         "last = torch.arange(tokens.size(1)) == lengths[:, None] - 1",
         "last = torch.arange(tokens.size(1)) == torch.full_like(lengths, tokens.size(1))[:, None] - 1",
@@ -456,5 +466,54 @@ BUGS = [
         "longest_row_behind_a_prefix",
         caught_in("what_learns", "a_row_that_does_not_fit_behind_the_prefix_is_refused_with_numbers[apply_prefix]"),
         ("Mistake",),
+    ),
+    # ---- classes and masks -----------------------------------------------------------------------------------------
+    Bug(
+        "25a",
+        "Tags are shifted by a word.",
+        "data/labelled.py",
+        "for label in record.labels[:n_graded]]",
+        "for label in (record.labels[-1:] + record.labels)[:n_graded]]",
+        "words_and_tags",
+        caught_in("what_is_predicted", "a_tag_stands_at_the_last_token_of_its_word"),
+    ),
+    Bug(
+        "25b",
+        "Special tokens are graded as if they were words: the ends of texts are hidden too.",
+        "data/masked.py",
+        "words = np.flatnonzero(tokens != end) if (tokens != end).any() else np.arange(len(tokens))",
+        "words = np.arange(len(tokens))",
+        "ends_behind_masks",
+        caught_in("what_is_predicted", "the_targets_are_the_text_itself_and_end_of_text_is_never_chosen"),
+    ),
+    Bug(
+        "25c",
+        "The masks never change: each epoch hides the same tokens.",
+        "data/masked.py",
+        "self.examples.of_epoch(step // self.per_epoch)",
+        "self.examples.of_epoch(0)",
+        "masks_of_three_epochs",
+        caught_in("what_is_predicted", "masks_are_new_each_epoch_and_depend_on_seed_and_step_alone"),
+    ),
+    Bug(
+        "25d",
+        "Tokens are graded where nothing is masked: they only need to be copied.",
+        "data/masked.py",
+        "graded[chosen] = True",
+        "graded[words] = True",
+        "graded_as_it_is",
+        caught_in("what_is_predicted", "15_percent_are_chosen_and_of_them_80_10_and_10_are_hidden_swapped_and_kept"),
+    ),
+    Bug(
+        "25e",
+        "The mean of means again: each class's share that is right, rare ones counting as much, is called accuracy.",
+        "run/predict.py",
+        "return float(counts.trace() / counts.sum())",
+        "return float(np.mean(counts.diagonal() / np.maximum(counts.sum(1), 1)))",
+        "nine_of_ten",
+        caught_in(
+            "what_is_predicted",
+            "accuracy_macro_f1_confusion_and_the_scores_of_each_class_are_those_computed_by_hand",
+        ),
     ),
 ]

@@ -2,7 +2,7 @@
 
     python -m tests.kill --times 50
 
-Each run is one of the six scripts in a process of its own, which saves every few steps and is sent SIGKILL somewhere
+Each run is one of the eight scripts in a process of its own, which saves every few steps and is sent SIGKILL somewhere
 between its first step and its end; now and then the resumed run is killed as well. In the end its model or adapter, its
 best model, its sample, and its metrics but for the seconds must be the same to the bit. (In one thread: sums in several
 need not repeat.)
@@ -32,6 +32,9 @@ METHODS = {
     "adapter": ["train_adapter.py", "--text", str(BUILTIN / "domain.jsonl")],
     "prefix": ["train_prefix.py", "--instructions", str(BUILTIN / "instructions.json"), "--pack"],
     "prompt": ["train_prompt.py", "--text", str(BUILTIN / "domain.jsonl")],
+    "classifier": ["train_classifier.py", "--labelled", str(BUILTIN / "labelled.json"), "--learn", "lora"],
+    "tagger": ["train_classifier.py", "--tagged", str(BUILTIN / "tagged.json")],
+    "mlm": ["train_mlm.py", "--text", str(BUILTIN / "domain.jsonl")],
 }
 
 
@@ -107,7 +110,7 @@ def main(times: int, seed: int, methods: list[str]) -> int:
         differing = [name for name in sorted(names) if found.get(name) != expected[method].get(name)]
         wrong += bool(differing)
         killed = f"killed after {', '.join(moments)} and resumed" if moments else "ended before it was killed"
-        print(f"{number + 1:>3} {method:<9} saving every {every}, {killed}: {differing or 'bit-equal'}", flush=True)
+        print(f"{number + 1:>3} {method:<10} saving every {every}, {killed}: {differing or 'bit-equal'}", flush=True)
     print(f"{times - wrong} of {times} ended bit-equal to the run that was not killed")
     return wrong
 

@@ -18,14 +18,18 @@ import train_lora
 import train_prompt
 import train_sft
 from data.batches import Batches, collate
-from data.examples import Reading, from_instructions, graded_everywhere, next_token, packed, render_prompt
+from data.examples import Reading, from_instructions, from_text, graded_everywhere, next_token, packed, render_prompt
+from data.labelled import from_labelled, to_classify
+from data.masked import Masked, MaskedBatches, with_mask
 from evaluate import token_nll
 from model.adapter import apply_adapter
 from model.generate import generate
 from model.gpt import GPT, GPTConfig
+from model.head import new_head
 from model.lora import apply_lora, lora_layers, lora_state_dict, merge, unmerge
 from model.prefix import apply_prefix
 from model.switch import base_state_dict
+from run.predict import accuracy, confusion
 from store import gpt2
 from store.checkpoint import open_run
 from store.learned import load_adapter
@@ -418,3 +422,50 @@ def longest_row_behind_a_prefix():
                 break
             read = T
     return f"behind a prefix of 16, of {row.size(1)} positions, the longest row that is read has {read} tokens"
+
+
+# ---- classes and masks -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def beside_a_longer_text():
+    model = open_run(BASE).model()
+    new_head(model, ["a", "b"], "text")
+    short, long = (to_classify([text], "text", TOKENIZER, 128)[0] for text in ("a cow", "a cow and a horse and a dog"))
+    alone, together = (model(*collate(rows)[::2]) for rows in ([short], [short, long]))
+    return f"beside a longer text, the logits of a short one are up to {distance(alone, together[:1])} from those alone"
+
+
+def words_and_tags():
+    path = new("tagged.json")
+    path.write_text(json.dumps([{"words": "Dan gives Rosa bread", "tags": "giver other taker thing"}] * 2), "utf-8")
+    [example], _, classes = from_labelled("", str(path), Reading(TOKENIZER, 128, 0.5))
+    names = [classes.names[n] for n in example.targets[example.graded]]
+    return f"'Dan gives Rosa bread' is tagged {' '.join(names)}"
+
+
+def masked_rows():
+    tokenizer = with_mask(TOKENIZER)
+    return Masked(from_text("data/builtin/domain.jsonl", Reading(tokenizer, 128, 0.01))[1], tokenizer)
+
+
+def ends_behind_masks():
+    graded = np.concatenate([row.targets[row.graded] for epoch in range(5) for row in masked_rows().of_epoch(epoch)])
+    return f"of {len(graded)} graded tokens, {int((graded == TOKENIZER.eot_token).sum())} are end-of-text"
+
+
+def masks_of_three_epochs():
+    rows = masked_rows()
+    batches = MaskedBatches(rows, len(rows), 1, 0)
+    seen = [{str(row.tolist()) for row in batches.of_step(epoch)[0].inputs} for epoch in range(3)]
+    return f"{len(rows)} rows are seen in {len(set.union(*seen))} forms in three epochs"
+
+
+def graded_as_it_is():
+    read, told = (np.concatenate([row[part][row.graded] for row in masked_rows()]) for part in (0, 1))
+    return f"of {len(read)} graded tokens, {(read == told).mean():.0%} are read as they are"
+
+
+def nine_of_ten():
+    counts = confusion([0] * 9 + [1], [0] * 10, 2)
+    return f"who always says what nine texts of ten are has an accuracy of {accuracy(counts):.0%}"

@@ -49,9 +49,9 @@ def files(run):
 
 def test_runs_killed_at_random_moments_and_resumed_are_bit_equal(capsys):
     """By hand: python -m tests.kill --times 50."""
-    methods = ["pretrain", "sft", "lora", "prompt"]
-    assert kill.main(4, seed=int(os.environ.get("KILL_SEED", 0)), methods=methods) == 0
-    assert "4 of 4 ended bit-equal" in capsys.readouterr().out
+    methods = ["pretrain", "sft", "lora", "prompt", "tagger", "mlm"]
+    assert kill.main(6, seed=int(os.environ.get("KILL_SEED", 0)), methods=methods) == 0
+    assert "6 of 6 ended bit-equal" in capsys.readouterr().out
 
 
 def test_kill_9_in_the_midst_of_a_save_leaves_the_previous_checkpoint(tmp_path):

@@ -16,6 +16,7 @@ from evaluate import exact_match, token_nll
 from store.checkpoint import load_run, open_run
 
 METHODS = ["pretrain", "sft", "lora", "lora_sft"]
+ALL = [*METHODS, "classifier", "tagger", "mlm"]
 
 
 @pytest.mark.parametrize("method", ["sft", "lora_sft"])
@@ -100,14 +101,14 @@ def test_the_optimizer_holds_what_learns_once_and_decays_matrices_only(train, op
         assert len(decayed["params"]) == 2 * 6, "the projections of two blocks, no embedding"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_a_long_gradient_is_scaled_down_to_max_grad_norm(train, optimizers, method):
     _, run = train(method, max_grad_norm=1e-3)
     assert all(float(norm) > 1e-3 for norm in metrics(run, "grad_norm")), "what is noted is the length before"
     assert optimizers[0].norms == pytest.approx([1e-3] * 3, rel=1e-2)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_the_learning_rate_rises_linearly_and_falls_with_a_cosine(train, optimizers, method):
     _, run = train(method, steps=12, warmup=0.25, learning_rate=1e-3)
     rates = [group_rates[0] for group_rates in optimizers[0].rates]
@@ -123,7 +124,7 @@ def test_lora_is_not_decayed_towards_the_base_by_default():
     assert train_lora.Config(init_from="", out="").weight_decay == 0.0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_training_goes_on_bit_equal_with_or_without_evaluating(train, method):
     """With dropout, an evaluation that drew random numbers or stayed in eval mode would show."""
     _, often = train(method, dropout=0.2, steps=4, eval_every=1)
@@ -151,17 +152,17 @@ def test_lora_dropout_acts_once_B_has_left_zero(train):
     assert metrics(plain, "loss")[2] != metrics(dropped, "loss")[2]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(train, method):
     first, second, other = (train(method, seed=seed)[1] for seed in (1, 1, 3))
     assert metrics(first, "loss") == metrics(second, "loss") != metrics(other, "loss")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_every_method_learns(train, method):
     _, run = train(method, steps=60, learning_rate=2e-2)
     losses = [float(loss) for loss in metrics(run, "loss")]
-    assert sum(losses[-6:]) < sum(losses[:6]), "two epochs of the instructions, the last and the first"
+    assert sum(losses[-6:]) < sum(losses[:6]), "of the instructions two epochs, the last and the first"
 
 
 def test_a_run_folder_holds_what_was_asked_what_happened_and_what_came_out(train, base):
@@ -261,7 +262,7 @@ def test_what_is_held_out_does_not_depend_on_the_block_size(instructions, base):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_a_run_that_diverges_says_so_and_saves_no_model(train, method, tmp_path):
     for steps, sentence in [
         (20, r"step \d+ has loss .* at learning rate .*: training diverged"),

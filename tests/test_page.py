@@ -129,7 +129,8 @@ def test_lines_that_begin_alike_stand_abreast(read):
     [row] = [row for row in read.rows if "apply_lora(" in row[2]["text"]]
     assert "requires_grad_(True)" in row[0]["text"] and "requires_grad_(True)" in row[1]["text"]
     assert "apply_adapter(" in row[3]["text"] and "apply_soft_prompt(" in row[5]["text"]
-    assert row[0]["group"]["scripts"] == [["0", "1"], ["2"], ["3"], ["4"], ["5"]], "a sentence each"
+    assert "let_learn(" in row[6]["text"] and "requires_grad_(True)" in row[7]["text"]
+    assert row[0]["group"]["scripts"] == [["0", "1", "7"], ["2"], ["3"], ["4"], ["5"], ["6"]], "a sentence each"
     [row] = [row for row in read.rows if row[2]["text"].strip().startswith("r: int")]
     assert "width: int" in row[3]["text"] and "length: int" in row[4]["text"]
 
@@ -207,7 +208,7 @@ def test_a_step_that_is_the_same_in_all_says_so(html):
 EARLY = "<head><script>const wrong = []; addEventListener('error', (e) => wrong.push(e.message));</script>"
 PROBE = """<script>
 console.error = (...what) => wrong.push(what.join(" "));
-const scripts = [0, 1, 2, 3, 4, 5];
+const scripts = [0, 1, 2, 3, 4, 5, 6, 7];
 const seen = (what) => [...document.querySelectorAll(what)].filter(shown).length;
 const state = () => ({
   overflow: root.scrollWidth - root.clientWidth,
@@ -264,4 +265,4 @@ def test_in_a_browser_all_of_it_can_be_read_and_reached(html, tmp_path, width):
         assert state["explained"] == state["differences"]
     counts = {view: state["differences"] for view, state in found["views"].items()}
     assert all(0 < counts[pair] < counts["0-1-2"] for pair in ("0-1", "1-2"))
-    assert 0 < counts["4-5"] < counts["2-3-4-5"] < counts["0-1-2-3-4-5"]
+    assert 0 < counts["4-5"] < counts["2-3-4-5"] < counts["0-1-2-3-4-5-6-7"]

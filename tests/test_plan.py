@@ -14,7 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import cli
 import train_adapter
+import train_classifier
 import train_lora
+import train_mlm
 import train_prefix
 import train_pretrain
 import train_prompt
@@ -24,10 +26,11 @@ from data.examples import render_prompt
 from data.tokenizer import load_tokenizer
 from model.adapter import apply_adapter
 from model.fused_lora import fuse
-from model.gpt import GPT, CausalSelfAttention, GPTConfig
+from model.gpt import GPT, CausalSelfAttention, GPTConfig, visible_in
+from model.head import let_learn, new_head
 from model.lora import apply_lora
 from model.prefix import apply_prefix, apply_soft_prompt
-from run import plan
+from run import plan, show
 from run.device import cpu_bf16_units
 from run.memory import Run
 from store.checkpoint import save_model
@@ -42,6 +45,8 @@ SCRIPTS = {
     "adapter": train_adapter,
     "prefix": train_prefix,
     "prompt": train_prompt,
+    "classifier": train_classifier,
+    "mlm": train_mlm,
 }
 
 
@@ -57,6 +62,8 @@ def world(tmp_path_factory):
     question = "?" * (T + 1 - n_graded - len(render_prompt("", "")) - 1)
     records = [{"instruction": f"{question}{i % 10}", "output": "!" * (n_graded - 1)} for i in range(80)]
     (folder / "instructions.json").write_text(json.dumps(records))
+    labelled = [{"text": f"{question}{i:0{T - len(question)}d}", "label": "ab"[i % 2]} for i in range(80)]
+    (folder / "labelled.json").write_text(json.dumps(labelled))
     return folder
 
 
@@ -66,9 +73,11 @@ def measure(world, tmp_path, monkeypatch):
 
     def run(planned):
         script = SCRIPTS[planned.method]
-        data = "text" if planned.graded == 1 else "instructions"
+        data = "labelled" if planned.method == "classifier" else "text" if planned.graded == 1 else "instructions"
         file = next(world.glob(f"{data}.*"))
-        monkeypatch.setattr(script, "generate", lambda *args, **kwargs: [[]])  # some ids are no bytes
+        if hasattr(script, "generate"):
+            monkeypatch.setattr(script, "generate", lambda *args, **kwargs: [[]])  # some ids are no bytes
+        monkeypatch.setattr(show, "filled", lambda *args: "")
         same = {field.name for field in fields(planned)} & {field.name for field in fields(script.Config)}
         config = script.Config(
             out=str(tmp_path / f"run{len(list(tmp_path.iterdir()))}"),
@@ -117,6 +126,11 @@ RUNS = {
     "prompt": {"method": "prompt", "block_size": 64, "length": 64},
     "prompt, checkpointed": {"method": "prompt", "block_size": 64, "length": 64, "checkpoint_activations": True},
     "prompt, bf16": {"method": "prompt", "block_size": 112, "precision": "bf16"},
+    "masked": {"method": "mlm"},
+    "a head": {"method": "classifier", "learn": "head", "graded": 1 / T},
+    "a head and the last block": {"method": "classifier", "learn": "last-1", "graded": 1 / T},
+    "a head and LoRA": {"method": "classifier", "learn": "lora", "graded": 1 / T},
+    "a classifier, full": {"method": "classifier", "graded": 1 / T},
 }
 
 
@@ -142,6 +156,10 @@ BLOCKS = {
     "prefix": {"method": "prefix"},
     "prefix, written out": {"method": "prefix", "fused": False, "dropout": 0.1},
     "bf16, prompt": {"method": "prompt", "length": 5, "precision": "bf16"},
+    "masked": {"method": "mlm"},
+    "masked, written out": {"method": "mlm", "fused": False},
+    "a head and the last block": {"method": "classifier", "learn": "last-1"},
+    "a head and LoRA": {"method": "classifier", "learn": "lora", "classes": 5},
 }
 
 
@@ -164,9 +182,15 @@ def test_a_block_keeps_exactly_what_the_plan_says(name, monkeypatch):
             apply_prefix(model, config.length)
         case "prompt":
             apply_soft_prompt(model, config.length)
+        case "classifier":
+            new_head(model, ["class"] * config.classes, "text")
+            let_learn(model, config.learn, config.r, 16.0)
+            fuse(model)
     assert run.base + run.adapter == sum(p.numel() for p in model.parameters())
     assert run.learning == sum(p.numel() for p in model.parameters() if p.requires_grad)
     block, visible, layer = model.blocks[1], None, None
+    if run.is_masked:
+        visible = visible_in(torch.arange(32).expand(2, 32), config.method == "classifier")
     if run.P:
         cache = model.prefix(model, None)
         visible, layer = cache.begin(32)[1], cache.layers[1]
@@ -227,11 +251,16 @@ runpy.run_path("{script}.py", run_name="__main__")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
-@pytest.mark.parametrize("script", ["train_pretrain", "train_sft", "train_lora", "train_adapter", "train_prompt"])
+@pytest.mark.parametrize(
+    "script",
+    ["train_pretrain", "train_sft", "train_lora", "train_adapter", "train_prompt", "train_classifier", "train_mlm"],
+)
 def test_memory_that_runs_out_names_a_command_that_says_what_would_fit(script, world, tmp_path, monkeypatch, capsys):
     """The command is followed: it plans the run that failed."""
-    data = "--instructions {}/instructions.json" if script == "train_sft" else "--text {}/text.txt"
+    data = {"train_sft": "--instructions {}/instructions.json", "train_classifier": "--labelled {}/labelled.json"}
+    data = data.get(script, "--text {}/text.txt")
     own = {"train_adapter": "--mlp-only ", "train_prompt": "--length 8 --block-size 120 "}.get(script, "")
+    own = "--learn last-3 " if script == "train_classifier" else own
     flags = f"{data.format(world)} --init-from {world}/base --out {tmp_path}/run {own}--batch-size 256 --device cpu"
     command = [sys.executable, "-c", LIMITED.format(script=script), *flags.split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -295,7 +324,15 @@ MISTAKES = [
     (["--shard"], "--shard splits a model over several processes: give their number, --ranks N"),
     (["--memory", "0GB"], "--memory must be a number of MB, GB, MiB or GiB, like 8GB; got '0GB'"),
     (["--memory", "6 parsecs"], "--memory must be a number of MB, GB, MiB or GiB, like 8GB; got '6 parsecs'"),
-    (["--method", "dpo"], "--method must be pretrain, sft, lora, adapter, prefix or prompt, got 'dpo'"),
+    (
+        ["--method", "dpo"],
+        "--method must be pretrain, sft, lora, adapter, prefix, prompt, classifier or mlm, got 'dpo'",
+    ),
+    (
+        ["--method", "classifier", "--learn", "most"],
+        "--learn must be head, last-1 or another number of blocks, lora or all, got 'most'",
+    ),
+    (["--method", "classifier", "--learn", "last-13"], "--learn last-13 is beyond the model's 12 blocks"),
     (
         ["--method", "prompt", "--block-size", "1009"],
         "--block-size 1009 is beyond the 1024 tokens of gpt2, of which a prefix takes 16",

@@ -26,7 +26,7 @@ from evaluate import token_nll
 from model.gpt import GPT, GPTConfig
 from model.head import Classes, let_learn, new_head
 from run import show
-from run.predict import accuracy, confusion, judged, macro_f1, precision_recall_f1, predicted
+from run.predict import accuracy, confusion, judged, macro_f1, precision_recall_f1, predicted, told_right
 from run.session import Session
 from store.checkpoint import open_run
 from store.learned import read_learned
@@ -266,6 +266,7 @@ def test_what_is_said_is_the_likeliest_class_at_each_graded_position_in_the_orde
     assert predicted(model, rows, 2) == expected and len({n for answers in expected for n in answers}) > 1
     for row in rows:
         row.targets[row.graded] = 1
+    assert told_right(model, rows, 2) == sum(n == 1 for answers in expected for n in answers) / 11
     counts = judged(model, rows, 3, Classes(["a", "b", "c"], "word"))
     how_often = np.bincount([n for answers in expected for n in answers], minlength=3).tolist()
     assert counts.tolist() == [[0] * 3, how_often, [0] * 3]
@@ -560,7 +561,8 @@ def test_a_masked_language_model_learns_comes_back_and_is_judged_by_the_same_mas
         assert opened.tokenizer.decode([257]) == "<|mask|>" and mask_token(opened.tokenizer) == 257
         capsys.readouterr()
         evaluate.main(evaluate.Config(from_=str(run), text=text, device="cpu"))
-        assert f"NLL {results['held_out_nll']:.4f} nats a masked token" in capsys.readouterr().out
+        judged_by = capsys.readouterr().out
+        assert f"NLL {results['held_out_nll']:.4f} nats a masked token" in judged_by and "\ntold right " in judged_by
         read, said = (run / "sample.txt").read_text(encoding="utf-8").split("\n-> ")
         assert "<|mask|>" in read and "<|mask|>" not in said
     _, further = train("mlm", init_from=str(run), block_size=64, seed=5)
