@@ -3,6 +3,7 @@
     python compare.py            the built-in world, from the base model that ships with it
     python compare.py --quick    the same with fewer steps and questions, in a minute or two
     python compare.py --only peft                                                   what learns beside a frozen base
+    python compare.py --only task                                        a class is predicted, of a text or of each word
     python compare.py --base RUN --text FILE --domain FILE --instructions FILE --questions FILE      one's own
 
 Each method is a call of a script's main(config), on the same data in the same order, in a process of its own, so that
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 import train_adapter
+import train_classifier
 import train_lora
 import train_prefix
 import train_pretrain
@@ -30,7 +32,7 @@ from cli import Mistake, check, command_line, flag
 from data.examples import Reading, from_text, instruction_example, read_instructions, render_prompt
 from data.files import write_whole
 from evaluate import SPLITS, Yardsticks, judge
-from experiment import claims, evidence, frozen, plot, report
+from experiment import claims, evidence, frozen, plot, report, tasks
 from experiment.in_context import as_json
 from experiment.method import Method
 from experiment.own_process import in_own_process
@@ -49,9 +51,11 @@ class Config:
     domain: str = "data/builtin/domain.jsonl"  # text of another kind, for continued pretraining and LoRA
     instructions: str = "data/builtin/instructions.json"  # instructions, for SFT and LoRA-SFT
     questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above
+    classes: str = "data/builtin"  # folder with labelled.json, pairs.json, tagged.json, and NAME-unseen.json of each
+    encoder: str = "data/builtin/encoder"  # run folder of a model that sees both sides, for --only task
     out: str = "runs/compare"  # folder to write the runs, results.json, results.md and the plots to
     resume: bool = False  # go on with the comparison in --out: what is done is not done again
-    only: str = "core"  # core: the four kinds of finetuning; peft: what learns beside a frozen base
+    only: str = "core"  # core: the four kinds of finetuning; peft: what learns beside a frozen base; task: classes
     sweep: bool = False  # instead of the comparison, each method at several learning rates
     quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
@@ -83,6 +87,8 @@ def main(config: Config) -> dict[str, Any]:
         )
     if config.only not in FAMILIES:
         raise Mistake(f"--only must be {' or '.join(FAMILIES)}; got {config.only!r}")
+    if config.only == "task" and config.sweep:
+        raise Mistake("--sweep is for what predicts tokens: leave out --only task")
     family = FAMILIES[config.only]
     if config.only == "peft":  # all of its rows leave room for a prefix
         if config.length >= config.block_size:
@@ -96,7 +102,7 @@ def main(config: Config) -> dict[str, Any]:
         sweep(family.methods(config, out, config.seed), yardsticks, out, report.formatted)
         return {}
 
-    runs = [one_seed(config, family, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]
+    runs = [family.one_seed(config, family, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]
     results: dict[str, Any] = {
         "device": str(device),
         "seconds": time.perf_counter() - started,
@@ -107,8 +113,9 @@ def main(config: Config) -> dict[str, Any]:
         "samples": runs[0]["samples"],
         "evidence": [run["evidence"] for run in runs],
     }
-    found = f"{report.table(results['rows'])}\n\n{report.legend(results)}\n\n{report.claims(results['claims'])}\n"
-    (out / "samples.md").write_text(report.samples(results["samples"]), encoding="utf-8")
+    found = f"{family.page(results)}\n\n{report.claims(results['claims'])}\n"
+    if results["samples"]:
+        (out / "samples.md").write_text(report.samples(results["samples"]), encoding="utf-8")
     (out / "results.md").write_text(found, encoding="utf-8")
     write_whole(out / "results.json", json.dumps(results, indent=2).encode() + b"\n")  # the sign that all is done
     print(f"\n{found}\n{family.plot(results, out)}\n{results['seconds']:.0f} s on {device}; all of it is in {out}.")
@@ -207,6 +214,29 @@ def methods_of_peft(config: Config, folder: Path, seed: int) -> list[Method]:
     return in_folders(methods, folder)
 
 
+def methods_of_task(config: Config, folder: Path, seed: int) -> list[Method]:
+    """Who learns to tell classes: how much of a model, and which model; and SFT, which says them in words."""
+    same = {"block_size": config.block_size, "device": config.device, "seed": seed, "eval_every": 200}
+    same |= {"steps": config.steps, "batch_size": 4 * config.batch_size}  # rows are short
+    ways = {
+        "frozen head": {"init_from": config.base, "learn": "head", "learning_rate": 1e-2},
+        "last block": {"init_from": config.base, "learn": "last-1", "learning_rate": 2e-3},
+        "LoRA + head": {"init_from": config.base, "learn": "lora", "learning_rate": 4e-3},
+        "all": {"init_from": config.base, "learn": "all", "learning_rate": 5e-4},
+        "random weights": {"init_from": str(folder / "random-base"), "learn": "all", "learning_rate": 1e-3},
+        "encoder": {"init_from": config.encoder, "learn": "all", "learning_rate": 5e-4},
+    }
+    methods: list[tuple[str, Any, dict[str, Any]]] = [
+        (f"{who}, {task}", train_classifier, {**same, **how, kind: f"{config.classes}/{file}.json"})
+        for who, how in ways.items()
+        for task, (kind, file) in tasks.TASKS.items()
+    ]
+    words = {**same, "init_from": config.base, "learning_rate": config.sft_learning_rate}
+    for task in tasks.ASKED:
+        methods.append((f"SFT in words, {task}", train_sft, {**words, "instructions": str(folder / f"{task}.json")}))
+    return in_folders(methods, folder)
+
+
 def in_folders(methods: list[tuple[str, Any, dict[str, Any]]], folder: Path) -> list[Method]:
     return [
         Method(name, script, settings, str(folder / name.lower().replace(",", "").replace(" ", "-")))
@@ -218,15 +248,11 @@ class Family(NamedTuple):
     """Methods that are compared with each other, what else is measured of them, and what is said and drawn of it."""
 
     methods: Callable[[Config, Path, int], list[Method]]
+    one_seed: Callable[..., dict[str, Any]]
     gather: Callable[..., dict[str, Any]]
     claims: dict[str, tuple[str, claims.Claim]]
+    page: Callable[[dict[str, Any]], str]
     plot: Callable[[dict[str, Any], Path], str]
-
-
-FAMILIES = {
-    "core": Family(methods_of_core, evidence.gather, claims.CLAIMS, plot.comparison),
-    "peft": Family(methods_of_peft, frozen.gather, frozen.CLAIMS, plot.learned),
-}
 
 
 def one_seed(config: Config, family: Family, folder: Path, seed: int, y: Yardsticks) -> dict[str, Any]:
@@ -248,6 +274,26 @@ def one_seed(config: Config, family: Family, folder: Path, seed: int, y: Yardsti
     print("\nother trainings, for the curves")
     found = family.gather(config.base, base, methods, rows, seed, y)
     return {"rows": list(rows.values()), "samples": said, "evidence": found}
+
+
+def one_seed_of_task(config: Config, family: Family, folder: Path, seed: int, y: Yardsticks) -> dict[str, Any]:
+    """The rows of the table, one for who learns, of all tasks; they are the evidence too."""
+    torch.manual_seed(seed)
+    checkpoint.save_model(folder / "random-base", GPT(checkpoint.config_of(config.base)), y.tokenizer)
+    tasks.write_in_words(config.classes, folder)
+    methods, costs = family.methods(config, folder, seed), {}
+    for number, method in enumerate(methods, 1):
+        print(f"\n{method.name}, method {number} of {len(methods)}")
+        costs[method.name] = costs_of(method)
+    rows = family.gather(config.classes, methods, costs, y.device)
+    return {"rows": list(rows.values()), "samples": {}, "evidence": {"rows": rows}}
+
+
+FAMILIES = {
+    "core": Family(methods_of_core, one_seed, evidence.gather, claims.CLAIMS, report.page, plot.comparison),
+    "peft": Family(methods_of_peft, one_seed, frozen.gather, frozen.CLAIMS, report.page, plot.learned),
+    "task": Family(methods_of_task, one_seed_of_task, tasks.gather, tasks.CLAIMS, tasks.page, tasks.plot),
+}
 
 
 def samples(model: GPT, y: Yardsticks) -> list[dict[str, str]]:

@@ -180,9 +180,7 @@ def from_labelled(
         raise Mistake(f"{path}: this model gives a class to each {known.each}, not to each {each}: {right} is for it")
     read = read_labelled if labelled else read_tagged
     records = read(path, how.columns, how.skip_bad_records)
-    random.Random(0).shuffle(records)  # whatever --seed is: all runs hold out the same records
-    n_held_out = max(1, int(how.held_out * len(records)))
-    parts = (records[:-n_held_out], records[-n_held_out:])
+    parts = to_learn_and_to_judge(records, how.held_out)
     names = known.names if known else sorted({label for record in parts[0] for label in record.labels})
     if unknown := sorted({label for record in records for label in record.labels} - set(names)):
         raise Mistake(f"{path} has the label {unknown[0]!r}, {never_seen(names, known is not None)}")
@@ -203,6 +201,13 @@ def from_labelled(
             "it must have at least one of each"
         )
     return train, judge, classes
+
+
+def to_learn_and_to_judge(records: Sequence[Record], held_out: float) -> tuple[list[Record], list[Record]]:
+    """The records, shuffled, without and with a share held out: whatever --seed is, all runs hold out the same ones."""
+    shuffled = random.Random(0).sample(records, len(records))
+    n_held_out = max(1, int(held_out * len(records)))
+    return shuffled[:-n_held_out], shuffled[-n_held_out:]
 
 
 def examples_of(records: Sequence[Record], classes: Classes, how: Reading) -> tuple[list[Example], int]:

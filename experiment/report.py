@@ -43,8 +43,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(line + [formatted(row["exact_match"][split], "value", "{:.1%}") for split in SPLITS])
     guessed = [formatted(rows[0]["exact_match"][split], "chance", "{:.1%}") for split in SPLITS]
     lines.append(["by chance", *["–"] * (len(COLUMNS) - 1), *guessed])
+    return aligned(lines)
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """A table in Markdown, of a heading and rows."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
+    lines = [lines[0], ["-" * (width - 1) + ":" for width in widths], *lines[1:]]
     return "\n".join(f"| {' | '.join(map(str.rjust, line, widths))} |" for line in lines)
 
 
@@ -69,6 +74,10 @@ def legend(results: dict[str, Any]) -> str:
         + ("One seed: no intervals." if seeds == 1 else f"Means of {seeds} seeds, ± 95 % intervals.")
         + (" Quick: a few steps and questions, so the numbers are small and rough." if results["quick"] else "")
     )
+
+
+def page(results: dict[str, Any]) -> str:
+    return f"{table(results['rows'])}\n\n{legend(results)}"
 
 
 def claims(entries: list[dict[str, Any]]) -> str:

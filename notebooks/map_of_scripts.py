@@ -40,8 +40,8 @@ PLACES = {
     "prompt": Place("Prompts", "the next token, either way", "embeddings", LIKELY, "prefix", 3.5, 2),
     "classifier": Place("Classifier", "a label, or a tag a word", "a head, and more", LIKELY, "sft", 3, 1),
     "mlm": Place("Masked LM", "the token behind a mask", "everything", LIKELY, "pretrain", 0, 0),
-    "reward": Place("Reward model", "which response is better", "a head, and more", "score it higher", "classifier", 4, 1),
-    "dpo": Place("DPO", "which response is better", "everything", "be likelier than the other", "sft", 4, 0),
+    "reward": Place("Reward model", "which response is better", "a head, and more", "give it more", "classifier", 4, 1),
+    "dpo": Place("DPO", "which response is better", "everything", "be likelier", "sft", 4, 0),
     "rlhf": Place("RLHF", "its own responses", "everything", "be rewarded", "sft", 5, 0),
 }  # fmt: skip
 ROWS = ("everything learns", "a new head, and the base as far as one says", "what stands beside a frozen base", "yours")

@@ -26,22 +26,43 @@ MARK = '<meta name="generator" content="notebooks.side_by_side">'  # by which a 
 # here is noise, and a line that has two is not understood: both fail tests/test_side_by_side.py.
 CONCEPTS = {
     "which method it is": {
-        r'^"""(Pretraining|\w+ tuning|LoRA|Adapters)\b': "What is graded and what learns: the method in a sentence.",
+        r'^"""(Pretraining|\w+ tuning|LoRA|Adapters|A classifier|Masked)\b': "What is graded and what learns: the "
+        "method in a sentence.",
         r"^(python train_\w+\.py|Give --text FILE) ": "What it needs: a text or instructions, and a run to start from.",
     },
     "what is graded": {
         r"^(text|instructions): str": "Data of two kinds: a text is graded everywhere, an instruction in its response.",
+        r"^(labelled|tagged): str": "Data of two more kinds: a text, or two, with a label; words with a tag each.",
+        r"^columns: str": "What the file's columns may be called instead: each kind of data has its own.",
         r"^if config\.text:$|^else: # graded": "LoRA is about what learns, so it takes data of either kind.",
         r"^# graded: every|\.from_text\(": "Every token counts: a mask of ones.",
         r"^# graded: the response|\.from_instructions\(": "The prompt is read, but not graded: there the mask is "
         "false, and the loop, the same as ever, computes the loss where it is true.",
+        r"^from data\.labelled|from_labelled\(": "A class stands as the target at the last token of a text, or of "
+        "each word: there the mask is true, and the loop, the same as ever, computes the loss.",
+        r"^# graded: 15 %|^from data\.(batches|masked)|= Masked\(|^batches = |^tokenizer = ": "Some of the tokens are "
+        "hidden behind a mask, for which the tokenizer has one id more. They alone are graded, each with itself as the "
+        "target (Devlin et al. 2019, sec. 3.1). Which ones they are is drawn anew in each epoch.",
         r"grade_prompt": "Takes the mask off again, to see what it is worth. Graded everywhere, SFT is pretraining.",
+    },
+    "what is predicted": {
+        r"^model = base\.decoder": "The next token: a causal mask hides what follows, and the logits are of "
+        "the vocabulary.",
+        r"^model = base\.classifier": "A class: the last state goes through a new head, a Linear of C to the classes "
+        "(Radford et al. 2018; Devlin et al. 2019, sec. 4).",
+        r"^model = base\.encoder": "A hidden token, from both of its sides: the same GPT without its causal mask.",
+        r"generate\b|^prompt = |^sample = tokenizer": "A model that predicts the next token shows what it writes.",
+        r"^sample = show\.report": "A classifier shows how often it is right: accuracy, and of each class "
+        "precision, recall and F1.",
+        r"^sample = show\.filled": "A masked language model shows what it puts in the place of the masks.",
     },
     "what learns": {
         r"^from .* import apply_\w+$": "What is put beside the frozen model, written by hand: model/lora.py, "
         "model/adapter.py and model/prefix.py.",
         r"^(r|alpha|lora_dropout|targets): ": "How wide the path beside a layer is, how much it counts, how much of "
         "its input is dropped, and which layers have one.",
+        r"^learn: ": "How much of the base learns with the head: nothing, its last blocks, A and B, or all of it.",
+        r"^from model\.head|^let_learn\(": "The head is new, so it must learn; of the base below, as much as one says.",
         r"^(width|mlp_only): ": "How many channels a bottleneck has, and after which parts of a block one stands.",
         r"^(length|random_start): ": "How many positions stand before a row, and what they are at first.",
         r"\.requires_grad_\(True\)": "Without LoRA every parameter learns.",

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import pytest
 from data.text import token_file
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
 from world import __main__ as command
-from world import base_text, domain, drills, questions, records, tasks, words
+from world import base_text, domain, drills, labelled, questions, records, tasks, words
 
 BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
 SHA256 = {
@@ -24,13 +25,19 @@ SHA256 = {
     "domain.jsonl": "d29277104e2e2ed8b96f2c621d6c8fb70f2a7a10f7d1577945e82532d071cf13",
     "instructions.json": "fd6fd56b16725a4e4f905a95625262650cbbe09aef3fb7f71899dc3e250e2828",
     "questions.json": "659eb30b7f3272f58d31d8cb504fe7cff55fd75793c4790b5779dcef0eef9010",
+    "labelled.json": "98296d54a020fc9f31b850a77f8c2c257a8c8df7c6f9cb175ffc67dc5a1d3a30",
+    "pairs.json": "336bad026b9641d9481689fcab8a45505f890202abe6b4a4f59107ba3b236e6d",
+    "tagged.json": "292868ef767dbbcd1d28b485af57c2dd951c001bc9e84a8e5422e4efebc566c5",
+    "labelled-unseen.json": "ac0efd86d9e374ae2a04ed60106d6ef88d2dd7494c1fec7fcd13be8b79f149ab",
+    "pairs-unseen.json": "b4f56d5d9a676b942464de8cafd25f6c0fa17d8f9ffd7449c0f9bc1d67f53427",
+    "tagged-unseen.json": "def1fa86698792ac43be18ccdd8f97326a1c18cef174ca26573619d9c07b2980",
 }
 TRAIN, QUESTIONS = (json.loads((BUILTIN / name).read_text()) for name in ("instructions.json", "questions.json"))
 BASE, DOMAIN = (
     [json.loads(line)["text"] for line in (BUILTIN / name).read_text().splitlines()]
     for name in ("base.jsonl", "domain.jsonl")
 )
-MODULES = (words, tasks, questions, drills, base_text, domain, records, command)
+MODULES = (words, tasks, questions, drills, base_text, domain, records, labelled, command)
 world = SimpleNamespace(**{name: value for module in MODULES for name, value in vars(module).items()})
 TASKS = {task.name: task for task in world.TASKS}
 NAMED = (world.NAMES, world.PLACES, *world.GROUPS.values())
@@ -181,6 +188,68 @@ def test_three_in_ten_instructions_show_solved_ones_of_their_task_none_of_them_j
         assert 1 <= len(shown) <= 4 and {by_prompt[one]["task"] for one in shown} == {record["task"]}
         assert (record["instruction"], record["input"]) not in shown and not judged & set(shown)
     assert not [record for record in QUESTIONS if "examples" in record]
+
+
+LABELLED, PAIRS, TAGGED = (
+    [[*json.loads((BUILTIN / f"{name}{end}.json").read_text())] for end in ("", "-unseen")]
+    for name in ("labelled", "pairs", "tagged")
+)
+
+
+def test_classifiers_learn_from_words_that_instructions_may_name_and_are_judged_on_others():
+    free = {*world.COLOURS, *"In the is with has The Then gives to takes from goes List Page By groups".split()}
+    opposites = {word for pair in world.seen(world.FACTS["opposite"]) for word in pair}
+    others = {word for pair in world.unseen(world.FACTS["opposite"]) for word in pair}
+    for (train, judge), may in ((LABELLED, (SEEN, UNSEEN)), (PAIRS, (SEEN | opposites, UNSEEN | others))):
+        for some, named in zip((train, judge), may, strict=True):
+            found = {word for one in some for word in re.findall(r"\w+", re.sub(r"^### \w+|By.*", "", one["text"]))}
+            assert found <= named and len(found) >= 18
+    for some, named in zip(TAGGED, (SEEN, UNSEEN), strict=True):
+        assert {word for one in some for word in re.findall(r"\w+", one["words"])} - free <= named
+    for some in (*LABELLED, *PAIRS, *TAGGED):
+        assert len({str(one) for one in some}) == len(some) >= 60, "none is there twice"
+
+
+def test_the_label_of_a_list_is_the_group_of_most_of_its_words():
+    for one in (*LABELLED[0], *LABELLED[1]):
+        named = re.fullmatch(r"### List: (.+)\. By groups:", one["text"])[1].split()
+        counts = sorted((sum(world.GROUP_OF[word] == group for word in named), group) for group in world.GROUPS)
+        assert counts[-1][1] == one["label"] and counts[-2][0] < counts[-1][0] < len(named) == len(set(named))
+    assert {one["label"] for one in LABELLED[0]} == set(world.GROUPS)
+
+
+def test_the_label_of_a_pair_is_what_its_words_are_to_each_other():
+    for one in (*PAIRS[0], *PAIRS[1]):
+        pair = re.fullmatch(r"### Page: (\w+): (\w+)\.", one["text"]).groups()
+        groups = [world.GROUP_OF.get(word, word) for word in pair]
+        opposites = pair in world.FACTS["opposite"]
+        assert one["label"] == ("opposites" if opposites else "one group" if groups[0] == groups[1] else "neither")
+        assert pair[0] != pair[1]
+    adjectives = {word for pair in world.FACTS["opposite"] for word in pair}
+    neither = [one["text"].split()[2].rstrip(":") in adjectives for one in PAIRS[0] if one["label"] == "neither"]
+    assert 0.4 < sum(neither) / len(neither) < 0.6, "else the kind of the word would tell"
+
+
+def test_the_tags_of_a_story_are_those_of_its_words():
+    of = dict.fromkeys(world.NAMES, "person") | dict.fromkeys(world.THINGS, "thing")
+    of |= dict.fromkeys(world.COLOURS, "colour") | dict.fromkeys(world.PLACES, "place")
+    ends = Counter()
+    for one in (*TAGGED[0], *TAGGED[1]):
+        named, tags = one["words"].split(), one["tags"].split()
+        expected = [of.get(word.rstrip("."), "other") for word in named]
+        start = named.index("Then")
+        end = " ".join(named[start:])
+        for pattern, roles in (
+            (r"Then (\w+) gives the \w+ to (\w+)\.", ("giver", "taker")),
+            (r"Then (\w+) takes the \w+ from (\w+)\.", ("taker", "giver")),
+            (r"Then (\w+) goes to the \w+\.", ("person",)),
+        ):
+            if found := re.fullmatch(pattern, end):
+                ends[roles] += 1
+                for name, role in zip(found.groups(), roles, strict=True):
+                    expected[named.index(name, start) if name in named[start:] else -1] = role
+        assert tags == expected, one
+    assert len(ends) == 3 and min(ends.values()) > 200, "who gives is not told by where the name stands"
 
 
 def test_yes_or_no_is_even():

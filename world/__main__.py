@@ -1,7 +1,8 @@
 """The built-in world: all the text of the experiment, made from word lists and a seed, with no text from elsewhere.
 
     python -m world --show                     a page of each kind, with the chance level of each task
-    python -m world --out FOLDER               writes base.jsonl, domain.jsonl, instructions.json and questions.json
+    python -m world --out FOLDER               writes base.jsonl, domain.jsonl, instructions.json, questions.json, and
+                                               what classifiers learn from and are judged by
 
 base.jsonl is what a base model reads, a document a line: stories, lists, lessons, talks, pages of pairs, and notes, in
 which questions are asked and answered, so that it has to look back and to know facts; and drills, which ask the same
@@ -18,6 +19,11 @@ questions.json judges it, in five splits, none of it trained on:
 Every fourth word of a list is kept for the splits `entities` and `facts`. The base text knows all of them. It asks in
 two of a trained task's five phrasings and in none that is held out. It asks the never-trained tasks too, in the forms
 that `tasks` has: an instruction of them is new, they are not. Drills are of trained tasks alone.
+
+For classifiers: labelled.json (lists of words; the label is the group that most of them are in), pairs.json (two words:
+opposites, of one group, or neither) and tagged.json (stories; each word is a person, a thing, a colour, a place, who
+gives, who takes, or other). Their words are those that instructions may name; labelled-unseen.json, pairs-unseen.json
+and tagged-unseen.json have the others, to judge by.
 """
 
 import json
@@ -25,16 +31,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from cli import Mistake, command_line
 from world.base_text import MIXTURES, document
 from world.domain import log
+from world.labelled import files
 from world.records import instructions
 from world.tasks import TASKS
 
 
 def write(folder: Path, seed: int = 0, documents: int = 20_000, mixture: str = "first") -> None:
-    """Writes the four files; the same seed gives the same bytes on every platform."""
+    """Writes all files; the same seed gives the same bytes on every platform."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = Random(f"{seed} base.jsonl")
     save(folder / "base.jsonl", (json.dumps({"text": document(rng, mixture)}) + "\n" for _ in range(documents)))
@@ -43,7 +51,13 @@ def write(folder: Path, seed: int = 0, documents: int = 20_000, mixture: str = "
     for name, part in zip(
         ("instructions.json", "questions.json"), instructions(Random(f"{seed} instructions")), strict=True
     ):
-        save(folder / name, ["[\n" + ",\n".join(json.dumps(one) for one in part) + "\n]\n"])
+        save(folder / name, json_list(part))
+    for name, records in files(Random(f"{seed} labelled")).items():
+        save(folder / name, json_list(records))
+
+
+def json_list(records: Iterable[Any]) -> list[str]:
+    return ["[\n" + ",\n".join(json.dumps(one) for one in records) + "\n]\n"]
 
 
 def save(path: Path, lines: Iterable[str]) -> None:
@@ -65,11 +79,13 @@ def show(rng: Random) -> None:
         for one in {one["split"]: one for one in of_task}.values():
             asked = f"{one['instruction']} | {one['input']} | " if one["input"] else f"{one['instruction']} | "
             print(f"    {one['split']:>9}: {asked}{one['output']}")
+    for name, records in files(rng).items():
+        print(f"\n---- {name}: {len(records):,} records ----\n\n" + "\n".join(json.dumps(one) for one in records[:3]))
 
 
 @dataclass(kw_only=True)
 class Config:
-    out: str = ""  # folder to write base.jsonl, domain.jsonl, instructions.json and questions.json to
+    out: str = ""  # folder to write the files to
     documents: int = 20_000  # documents of base.jsonl
     mixture: str = "first"  # how often which kind of document is drawn: first, or last, for the end of pretraining
     show: bool = False  # print a page of each kind, and the chance level of each task

@@ -1,0 +1,109 @@
+"""What classifiers learn from: lists of words and their group, pairs of words and what they are to each other, stories
+and a tag for each word. All of it twice: with the words that training may name, and with those kept apart."""
+
+from collections.abc import Callable, Iterable
+from random import Random
+
+from world.questions import Pool, Row, stated
+from world.tasks import FACTS
+from world.words import COLOURS, GROUPS, NAMES, PLACES, THINGS, seen, unseen
+
+Record = dict[str, str]
+TAG_OF = {  # the words of a story that are not "other"
+    word: tag
+    for tag, words in (("person", NAMES), ("thing", THINGS), ("colour", COLOURS), ("place", PLACES))
+    for word in words
+}
+
+
+def labelled(rng: Random, pool: Pool) -> Record:
+    """A list of words, more of one group than of any other, as the base text writes it; its label is that group.
+
+    >>> labelled(Random(0), seen)
+    {'text': '### List: rope Instruction oar. By groups:', 'label': 'rigging'}
+    """
+    group, *others = rng.sample(list(GROUPS), 3)
+    n = rng.choice((2, 2, 3))
+    most = rng.sample(pool(GROUPS[group]), min(n, len(pool(GROUPS[group]))))
+    words = most + [rng.choice(pool(GROUPS[other])) for other in others[: rng.randint(1, n - 1)]]
+    rng.shuffle(words)
+    return {"text": f"### List: {' '.join(words)}. By groups:", "label": group}
+
+
+def opposites(rng: Random, pool: Pool) -> Record:
+    return pair(rng.choice(pool(FACTS["opposite"])), "opposites")
+
+
+def one_group(rng: Random, pool: Pool) -> Record:
+    return pair(rng.sample(pool(GROUPS[rng.choice(list(GROUPS))]), 2), "one group")
+
+
+def neither(rng: Random, pool: Pool) -> Record:
+    """Two words that could have an opposite, but are none, or two of two groups: the kind of a word tells nothing."""
+    if rng.random() < 0.5:
+        one, other = rng.sample(pool(FACTS["opposite"]), 2)
+        return pair((one[0], other[0]), "neither") if one[1] != other[0] else neither(rng, pool)
+    return pair([rng.choice(pool(GROUPS[group])) for group in rng.sample(list(GROUPS), 2)], "neither")
+
+
+def pair(words: Iterable[str], label: str) -> Record:
+    """Two words as they stand on a page of the base text.
+
+    >>> pair(("hot", "cold"), "opposites")
+    {'text': '### Page: hot: cold.', 'label': 'opposites'}
+    """
+    return {"text": f"### Page: {': '.join(words)}.", "label": label}
+
+
+def tagged(rng: Random, pool: Pool) -> Record:
+    """A story and a tag for each of its words. Who gives and who takes, only the whole of a sentence tells.
+
+    >>> tagged(Random(0), seen)["words"]
+    'Sam has the black puzzle in the forest. In the hall is Ben with the yellow top. Kate has the green ball in the
+    mill. Then Sam goes to the mill.'
+    """
+    columns = {"who": pool(NAMES), "thing": pool(THINGS), "colour": COLOURS, "place": pool(PLACES)}
+    n = rng.randint(2, 3)
+    drawn = {name: rng.sample(words, n) for name, words in columns.items()}
+    rows: list[Row] = [{name: words[i] for name, words in drawn.items()} for i in range(n)]
+    sentences = [(sentence := stated(rng, row), tags_of(sentence)) for row in rows]
+    one, other = rng.sample(rows, 2)
+    sentences.append(change(rng, one["who"], other["who"], one["thing"], rng.choice(columns["place"])))
+    words, tags = zip(*sentences, strict=True)
+    return {"words": " ".join(words), "tags": " ".join(tags)}
+
+
+def change(rng: Random, giver: str, taker: str, thing: str, place: str) -> tuple[str, str]:
+    """What happens at the end: a thing changes hands, told from either side, or somebody goes elsewhere.
+
+    >>> change(Random(1), "Dan", "Rosa", "kite", "mill")
+    ('Then Dan gives the kite to Rosa.', 'other giver other other thing other taker')
+    """
+    return rng.choice((
+        (f"Then {giver} gives the {thing} to {taker}.", "other giver other other thing other taker"),
+        (f"Then {taker} takes the {thing} from {giver}.", "other taker other other thing other giver"),
+        (f"Then {giver} goes to the {place}.", "other person other other other place"),
+    ))  # fmt: skip
+
+
+def tags_of(sentence: str) -> str:
+    return " ".join(TAG_OF.get(word, "other") for word in sentence.rstrip(".").split())
+
+
+def distinct(rng: Random, make: Callable[[Random, Pool], Record], pool: Pool, n: int) -> list[Record]:
+    """Up to n records, none of them twice: there are few opposites."""
+    found = {str(one): one for one in (make(rng, pool) for _ in range(20 * n))}
+    return list(found.values())[:n]
+
+
+def files(rng: Random) -> dict[str, list[Record]]:
+    """Records by the name of their file. Those with "unseen" in it have other words: to judge by, not to learn from."""
+    made = {}
+    for end, pool, share in ((".json", seen, 1.0), ("-unseen.json", unseen, 0.2)):
+        made[f"labelled{end}"] = distinct(rng, labelled, pool, int(1200 * share))
+        related = distinct(rng, one_group, pool, 150)
+        unrelated = distinct(rng, neither, pool, len(related))
+        pairs = [*distinct(rng, opposites, pool, 150), *related, *unrelated]
+        made[f"pairs{end}"] = rng.sample(pairs, len(pairs))
+        made[f"tagged{end}"] = distinct(rng, tagged, pool, int(600 * share))
+    return made
