@@ -39,7 +39,7 @@ from experiment.own_process import in_own_process
 from experiment.sweep import sweep
 from model.generate import generate
 from model.gpt import GPT
-from run.device import choose_device
+from run.device import choose_device, machine
 from run.resume import is_finished, written_settings
 from store import checkpoint
 
@@ -53,7 +53,7 @@ class Config:
     questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above
     classes: str = "data/builtin"  # folder with labelled.json, pairs.json, tagged.json, and NAME-unseen.json of each
     encoder: str = "data/builtin/encoder"  # run folder of a model that sees both sides, for --only task
-    out: str = "runs/compare"  # folder to write the runs, results.json, results.md and the plots to
+    out: str = "runs/compare"  # folder to write the runs, results.json, results.md, report.html and the plots to
     resume: bool = False  # go on with the comparison in --out: what is done is not done again
     only: str = "core"  # core: the four kinds of finetuning; peft: what learns beside a frozen base; task: classes
     sweep: bool = False  # instead of the comparison, each method at several learning rates
@@ -100,6 +100,9 @@ def main(config: Config) -> dict[str, Any]:
 
     runs = [family.one_seed(config, family, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]
     results: dict[str, Any] = {
+        "only": config.only,
+        "settings": settings_of(config),
+        "machine": machine(device),
         "device": str(device),
         "seconds": time.perf_counter() - started,
         "seeds": seeds_of(config),
@@ -113,6 +116,7 @@ def main(config: Config) -> dict[str, Any]:
     if results["samples"]:
         (out / "samples.md").write_text(report.samples(results["samples"]), encoding="utf-8")
     (out / "results.md").write_text(found, encoding="utf-8")
+    (out / "report.html").write_text(report.html(results), encoding="utf-8")
     write_whole(out / "results.json", json.dumps(results, indent=2).encode() + b"\n")  # the sign that all is done
     print(f"\n{found}\n{family.plot(results, out)}\n{results['seconds']:.0f} s on {device}; all of it is in {out}.")
     return results

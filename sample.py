@@ -4,13 +4,15 @@ python sample.py --from RUN --prompt "Once upon a time"
 python sample.py --adapter RUN --instruction "Name the opposite." --input hot
 python sample.py --adapter RUN,RUN --ask chat       line after line, each adapter's answers remembered
 python sample.py --from RUN --classify              the class of each line, or the tag of each of its words
+python sample.py --page                             a page on which models answer side by side, token by token
 
 What is named may also be gpt2 and the like, or a folder in Hugging Face's layout.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import tiktoken
 import torch
@@ -19,11 +21,13 @@ from cli import Mistake, check, command_line
 from data.examples import conversation, render_prompt
 from data.labelled import to_classify
 from data.records import Instruction
-from model.generate import cannot_write, generate
+from data.tokenizer import as_it_comes
+from model.generate import cannot_write, stream
 from model.gpt import GPT
 from model.head import classes_of
 from model.prefix import longest_row
 from model.switch import activate
+from run import talk
 from run.device import choose_device
 from run.predict import predicted
 from store.checkpoint import load_run, split
@@ -39,6 +43,7 @@ class Config:
     system: str = ""  # with --ask chat, what stands before all of it
     ask: str = "prompt"  # with neither: what each line of standard input is: prompt, instruction, or turn of a chat
     classify: bool = False  # say the class of each line, or of --prompt; a tab stands between two texts
+    page: bool = False  # serve a page to this machine's browser, to ask several runs there; those named come first
     max_new_tokens: int = 128  # tokens to write at most
     temperature: float = 0.8  # below 1 likely tokens gain; 0 always takes the likeliest
     top_k: int = 0  # draw from so many likeliest tokens; 0: from all
@@ -49,6 +54,8 @@ class Config:
 
 def main(config: Config) -> None:
     device = choose_device(check(config).device)
+    if config.page:
+        return talk.serve([config.from_, *split(config.adapter)], config, device)
     model, tokenizer = load_run(config.from_, config.adapter, device)
     if config.classify:
         return classify(config, model, tokenizer)
@@ -69,10 +76,23 @@ def main(config: Config) -> None:
             if len(tokens) > (limit := longest_row(model)):
                 print(f"the prompt has {len(tokens)} tokens; the model reads only its last {limit}", file=sys.stderr)
             how = (config.temperature, config.top_k, config.top_p, generator)
-            [new] = generate(model, [tokens], config.max_new_tokens, tokenizer.eot_token, *how)
-            answer = tokenizer.decode(new).strip()
-            earlier[number] += ((prompt, answer),)
-            print(tokenizer.decode(tokens + new) if asks_to_continue(config) else answer)
+            new = stream(model, [tokens], config.max_new_tokens, tokenizer.eot_token, *how)
+            answer = (token for [token], _ in new if token != tokenizer.eot_token)
+            if asks_to_continue(config):
+                show(map(as_it_comes(tokenizer), chain(tokens, answer)), strip=False)
+            else:
+                earlier[number] += ((prompt, show(map(as_it_comes(tokenizer), answer), strip=True)),)
+
+
+def show(texts: Iterable[str], strip: bool) -> str:
+    """Prints texts as they come, with strip without the white space around all of it. Returns what it printed."""
+    said = shown = ""
+    for text in texts:
+        said += text
+        print((said.strip() if strip else said)[len(shown) :], end="", flush=True)
+        shown = said.strip() if strip else said
+    print()
+    return shown
 
 
 def classify(config: Config, model: GPT, tokenizer: tiktoken.Encoding) -> None:

@@ -9,11 +9,12 @@ the end-of-text id is appended by code only.
 """
 
 import base64
+import codecs
 import hashlib
 import heapq
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -79,6 +80,13 @@ def fitted(tokenizer: tiktoken.Encoding, vocab_size: int, model: str) -> tiktoke
         mergeable_ranks=tokenizer._mergeable_ranks,
         special_tokens={"<|endoftext|>": tokenizer.eot_token, **unused},
     )
+
+
+def as_it_comes(tokenizer: tiktoken.Encoding) -> Callable[[int], str]:
+    """Returns a function from one token after another to their texts; a character that several tokens share comes with
+    the last of them."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return lambda token: decoder.decode(tokenizer.decode_single_token_bytes(token))
 
 
 def save_tokenizer(ranks: dict[bytes, int], path: str | Path) -> None:

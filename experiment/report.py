@@ -1,10 +1,24 @@
-"""What a comparison found, in Markdown: the table, its legend, and the ledger of claims."""
+"""What a comparison found: the table, its legend and the ledger of claims in Markdown, and all of it as one page.
 
+    python -m experiment.report RUN [RUN ...]         report.html of comparisons, made again from their results.json
+
+The page needs no network and nothing beside it. Its plots are experiment/figures.py's.
+"""
+
+import json
 import math
+import re
 import statistics
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
 from typing import Any
 
+from cli import Mistake, flag, listed, one_sentence
+from data.files import write_whole
 from evaluate import SPLITS
+from experiment.figures import COLOURS, SHAPES, Figure, figures, measures, named, svg
 from experiment.verdicts import t_975
 
 
@@ -97,3 +111,137 @@ def samples(said: dict[str, list[dict[str, str]]]) -> str:
         lines = [f"{method:>21} |{of_method[i]['answer']}" for method, of_method in said.items()]
         parts.append("\n".join([sample["prompt"], *[line.replace("\n", "\n" + " " * 22 + "|") for line in lines]]))
     return "\n\n".join(f"```\n{part}\n```" for part in parts) + "\n"
+
+
+# ---- as one page -------------------------------------------------------------------------------------------------
+
+KEYS = ("only", "settings", "machine", "seconds", "seeds", "quick", "rows", "claims", "samples", "evidence")
+HEADINGS = {key: heading for heading, (key, _) in COLUMNS.items()}
+FORMS = {**dict(COLUMNS.values()), "ms": "{:.1f}"}
+
+
+def html(results: dict[str, Any]) -> str:
+    """A comparison of any family: whatever rows, claims, samples and evidence it has."""
+    seeds, quick = len(results["seeds"]), "; quick: small and rough numbers" if results["quick"] else ""
+    counted = "one seed" if seeds == 1 else f"means of {seeds} seeds, ± 95 % intervals"
+    blanks = {
+        "SUBJECT": escape(results["only"]),
+        "SUMMARY": f"{counted}; {results['seconds']:.0f} s on {escape(results['machine']['processor'])}{quick}.",
+        "TABLE": table_of(results["rows"]),
+        "FIGURES": "".join(map(figure, figures(results["evidence"]))),
+        "CLAIMS": "".join(map(claim, results["claims"])),
+        "SAMPLES": samples_of(results["samples"]) or "<p>None were drawn.</p>",
+        "SETTINGS": pairs_of({flag(name): value for name, value in results["settings"].items()}),
+        "MACHINE": pairs_of(results["machine"]),
+    }
+    frame = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    return re.sub(r"\{([A-Z]+)\}", lambda blank: blanks[blank[1]], frame)
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> str:
+    """A column a measure, which a click sorts by."""
+    found = [dict(measures(row)) for row in rows]
+    paths = list(dict.fromkeys(path for row in sorted(found, key=len, reverse=True) for path in row))
+    names = [HEADINGS.get(path[0], named(path)) if len(path) == 1 else named(path) for path in paths]
+    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in ["method", *names])
+    body = ""
+    for row, measured in zip(rows, found, strict=True):
+        cells = "".join(cell(row, path, measured.get(path)) for path in paths)
+        body += f'<tr><th scope="row">{escape(row["method"])}</th>{cells}</tr>\n'
+    shares = [next((row[path] for row in found if path in row), None) for path in paths]
+    chance = "".join(
+        f"<td>{share['chance']:.1%}</td>" if isinstance(share, dict) and share["n"] else "<td>–</td>"
+        for share in shares
+    )
+    foot = f'<tfoot><tr><th scope="row">by chance</th>{chance}</tr></tfoot>'
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}</table>"
+
+
+def cell(row: dict[str, Any], path: Sequence[str], found: Any) -> str:
+    """A number as the table in Markdown has it, with the bare one to sort by."""
+    within = row
+    for key in path[:-1]:
+        within = within.get(key, {})
+    is_share = isinstance(found, dict)
+    value = found["value"] if is_share else found
+    if value is None:
+        return "<td>–</td>"
+    form = "{:.1%}" if is_share else FORMS.get(path[-1], "{:,}" if isinstance(value, int) else "{:.3f}")
+    said = formatted(found, "value", form) if is_share else formatted(within, path[-1], form)
+    return f'<td data-value="{value}">{said}</td>'
+
+
+def figure(of: Figure) -> str:
+    """A plot of several panels, with a legend where it has more than one series, and its numbers as a table."""
+    parts = []
+    for panel in of.panels:
+        keys = "".join(
+            f'<li><svg viewBox="-6 -6 12 12" aria-hidden="true"><path class="dot c{n % COLOURS}" '
+            f'd="{SHAPES[n % len(SHAPES)]}"/></svg> {escape(series.name)}</li>'
+            for n, series in enumerate(panel.series)
+        )
+        legend = f'<ul class="legend">{keys}</ul>' if len(panel.series) > 1 else ""
+        y = f'<p class="axis">{escape(panel.y)} ↑</p>' if panel.y else ""
+        parts.append(f'<div class="panel"><h4>{escape(panel.title)}</h4>{y}{svg(panel)}{legend}</div>')
+    told = [what for panel in of.panels for series in panel.series for _, _, what in series.dots]
+    numbers = "".join(f"<li>{escape(what)}</li>" for what in told)
+    return (
+        f"<figure><h3>{escape(of.title)}</h3><figcaption>{escape(of.note)}</figcaption>"
+        f'<div class="panels">{"".join(parts)}</div>'
+        f"<details><summary>The numbers</summary><ul>{numbers}</ul></details></figure>\n"
+    )
+
+
+def claim(entry: dict[str, Any]) -> str:
+    kind = {"holds": "holds", "does not hold": "fails"}.get(entry["verdict"], "unseen")
+    several = len(entry["numbers"]) > 1
+    numbers = "".join(
+        f"<li>{f'seed {n}: ' if several else ''}{escape(said)}</li>" for n, said in enumerate(entry["numbers"])
+    )
+    return (
+        f"<tr><td>{escape(entry['number'])}</td><td>{escape(entry['claim'])}<ul>{numbers}</ul></td>"
+        f'<td><span class="{kind}">{escape(entry["verdict"])}</span></td></tr>\n'
+    )
+
+
+def samples_of(said: dict[str, list[dict[str, str]]]) -> str:
+    """Prompt by prompt, what each method writes."""
+    by_prompt: dict[str, list[tuple[str, str]]] = {}
+    for method, of_method in said.items():
+        for sample in of_method:
+            by_prompt.setdefault(sample["prompt"], []).append((method, sample["answer"]))
+    parts = ""
+    for prompt, answers in by_prompt.items():
+        cells = "".join(f"<div><h4>{escape(method)}</h4><pre>{escape(said)}</pre></div>" for method, said in answers)
+        parts += (
+            f'<h3 class="prompt"><span>After</span></h3><pre>{escape(prompt)}</pre><div class="answers">{cells}</div>\n'
+        )
+    return parts
+
+
+def pairs_of(values: dict[str, Any]) -> str:
+    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in values.items())
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The results of a finished comparison. Raises a Mistake if there are none, or an earlier release wrote them."""
+    file = folder / "results.json"
+    if not file.is_file():
+        raise Mistake(f"{folder} has no results.json: name the --out of a compare.py that has finished")
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        missing = [key for key in KEYS if key not in results]
+    except (ValueError, TypeError) as error:
+        raise Mistake(f"{file} is not what compare.py has written: {error}") from error
+    if missing:
+        raise Mistake(f"{file} lacks {listed(missing)}: an earlier release wrote it; run compare.py again")
+    return results
+
+
+if __name__ == "__main__":
+    with one_sentence("experiment.report"):
+        if not sys.argv[1:]:
+            raise Mistake("name folders of compare.py, each with a results.json in it")
+        for folder in map(Path, sys.argv[1:]):
+            write_whole(folder / "report.html", html(read(folder)).encode())
+            print(f"Report: {folder / 'report.html'}. It opens in any browser.")

@@ -5,7 +5,7 @@ position instead of the whole row again. Rows of a batch may differ in length.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -117,12 +117,34 @@ def generate(
 ) -> list[list[int]]:
     """Continues each prompt (token ids, any lengths) and returns the new tokens, up to stop and without it.
 
+    Raises ValueError for an empty prompt, and for a model that cannot write, since it sees both sides or predicts
+    classes. The model's mode is as before afterwards.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    for new, _ in stream(model, prompts, max_new_tokens, stop, temperature, top_k, top_p, generator):
+        for answer, token in zip(answers, new, strict=True):
+            answer.append(token)
+    return [answer[: answer.index(stop)] if stop in answer else answer for answer in answers]
+
+
+def stream(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop: int | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yields the next token of each row, and the logits that it was drawn from, (B, V), until every row has had stop.
+
     Past the longest row that the model can read, it reads as much of each row's end anew for every token: learned
-    positions leave no other exact way. Raises ValueError for an empty prompt, and for a model that cannot write, since
-    it sees both sides or predicts classes. The model's mode is as before afterwards.
+    positions leave no other exact way. Raises what generate raises. It computes without gradients, and so does its
+    caller from the first token to the last.
     """
     if not prompts:
-        return []
+        return
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
     if why := cannot_write(model):
@@ -146,8 +168,7 @@ def generate(
             for b, token in enumerate(new.tolist()):
                 rows[b].append(token)
                 done[b] = done[b] or token == stop
+            yield new.tolist(), logits
             if all(done):
                 break
             tokens, graded, longest = new[:, None], None, longest + 1
-    answers = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
-    return [answer[: answer.index(stop)] if stop in answer else answer for answer in answers]

@@ -8,6 +8,7 @@ B starts at zero, so that the model starts as its base, exactly.
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,19 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear):
             yield path, module
+
+
+@contextmanager
+def scaled(model: nn.Module, by: float) -> Iterator[None]:
+    """Within it the active adapter counts `by` times: h = W0 x + by (alpha / r) B A x, with 0 the base."""
+    paths = [adapter for _, layer in lora_layers(model) if (adapter := layer.acting()) is not None]
+    for path in paths:
+        path.scaling *= by
+    try:
+        yield
+    finally:
+        for path in paths:
+            path.scaling = path.alpha / path.lora_A.size(0)
 
 
 @torch.no_grad()

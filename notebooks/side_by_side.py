@@ -15,24 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cli import Mistake, command_line
+from notebooks.map_of_scripts import Map, normalised, there
 
 HERE = Path(__file__).parent
-METHODS = ("pretrain", "sft", "lora", "adapter", "prefix", "prompt", "classifier", "mlm")
-SCRIPTS = tuple(f"train_{method}.py" for method in METHODS)
-VIEWS = {  # which scripts, by their places in SCRIPTS, and what their difference is about; the first is shown first
-    "0-1-2": "pretraining, SFT and LoRA",
-    "0-1": "pretraining and SFT: what is graded",
-    "1-2": "SFT and LoRA: what learns",
-    "0-2": "pretraining and LoRA: both",
-    "2-3-4-5": "LoRA, adapters, prefixes, prompts: what learns",
-    "2-3": "LoRA and adapters",
-    "2-4": "LoRA and prefixes",
-    "4-5": "prefixes and prompts",
-    "1-6": "SFT and classifiers: what is predicted",
-    "0-7": "pretraining and masked language modelling: what is predicted",
-    "0-1-2-3-4-5-6-7": "all eight",
-}
-FOLDED = 8  # lines at least that are the same in all scripts, one after another, to be folded away at first
+SCRIPTS = tuple(there())
+FIRST = (0, 1, 2)  # those that are shown first, by their places in SCRIPTS
 MARK = '<meta name="generator" content="notebooks.side_by_side">'  # by which a page is known
 
 # What a line that differs may be about: concept -> {pattern of such a line: why it differs}. A line that has no reason
@@ -115,11 +102,6 @@ def main(config: Config) -> None:
     print(f"Page: {out} ({len(text.encode()) // 1000} kB). It opens in any browser.")
 
 
-def normalised(line: str) -> str:
-    """A line as `diff -w` compares it. (A line moved to the right is the same line.)"""
-    return " ".join(line.split())
-
-
 def reasons(lines: Sequence[str], n: int) -> list[tuple[str, str]]:
     """(concept, why) for line n of normalised lines; an else is about what follows it."""
     text = f"{lines[n]} {lines[n + 1]}" if lines[n] == "else:" else lines[n]
@@ -137,7 +119,7 @@ Numbers = dict[int, int]  # of the lines that stand in a row, by script: {0: 12,
 class Row(NamedTuple):
     numbers: Numbers
     why: dict[tuple[str, str], set[int]]  # (concept, sentence): scripts of whose lines it is; if all are the same, none
-    differs: str  # the views in which it differs, like "0-1-2 1-2"
+    kinds: str  # of its lines, by script, like "0 0 1 -": scripts of one kind have the same; "" if all of them have
 
 
 def rows(scripts: Sequence[Sequence[str]]) -> Iterator[Row]:
@@ -148,12 +130,14 @@ def rows(scripts: Sequence[Sequence[str]]) -> Iterator[Row]:
         for i in range(max(blank.values()), 0, -1):  # so many blank lines are above it in each script
             yield Row({s: n - i for s, n in numbers.items() if i <= blank[s]}, {}, "")
         said = {s: text[s][n] for s, n in numbers.items()}
-        differs = " ".join(view for view in VIEWS if len({said.get(int(s)) for s in view.split("-")}) > 1)
+        lines = list(dict.fromkeys(said.values()))
+        all_the_same = len(lines) == 1 and len(said) == len(scripts)
+        kinds = " ".join(str(lines.index(said[s])) if s in said else "-" for s in range(len(scripts)))
         why: dict[tuple[str, str], set[int]] = {}
-        for s in sorted(numbers) if differs else ():
+        for s in () if all_the_same else sorted(numbers):
             for reason in reasons(text[s], numbers[s]):
                 why.setdefault(reason, set()).add(s)
-        yield Row(numbers, why, differs)
+        yield Row(numbers, why, "" if all_the_same else kinds)
 
 
 def first(row: Numbers, text: Sequence[Sequence[str]]) -> str:
@@ -224,16 +208,12 @@ def page(sources: Sequence[str]) -> str:
         if heading:
             parts.append((heading[1] or "settings", []))
         parts[-1][1].append(row)
-    views = "".join(
-        f'<label><input type="radio" name="view" value="{view}"{" checked" * (n == 0)}> {what}</label>'
-        for n, (view, what) in enumerate(VIEWS.items())
-    )
     legend = "".join(f'<li class="concept {slug(concept)}">{concept}</li>' for concept in CONCEPTS)
     blanks = {
         "STYLE": (HERE / "side_by_side.css").read_text(encoding="utf-8"),
         "SCRIPT": (HERE / "side_by_side.js").read_text(encoding="utf-8"),
         "LINKS": "".join(f'<li><a href="#{slug(title)}">{escape(title)}</a></li>' for title, _ in parts),
-        "VIEWS": views,
+        "MAP": map_of(Map(SCRIPTS)),
         "LEGEND": legend,
         "PARTS": "\n".join(section(title, part, html) for title, part in parts),
     }
@@ -241,45 +221,62 @@ def page(sources: Sequence[str]) -> str:
     return re.sub(r"\{([A-Z]+)\}", lambda blank: blanks[blank[1]], frame)
 
 
+def map_of(scripts: Map) -> str:
+    """The map: a box to choose each script, a button on each line that leads to its nearest sibling."""
+    paths = "".join(f'<path d="{edge.path}"/>' for edge in scripts.edges)
+    parts = [f'<svg width="{scripts.width}" height="{scripts.height}" aria-hidden="true">{paths}</svg>']
+    of_columns, of_rows = scripts.headings()
+    for kind, headings in (("column", of_columns), ("row", of_rows)):
+        parts += [f'<span class="{kind}" style="{placed(at)}">{escape(text)}</span>' for at, text in headings]
+    for s, (script, place) in enumerate(scripts.places.items()):
+        box = f'<input type="checkbox" name="script" value="{s}"{" checked" * (s in FIRST)}>'
+        told = f"<small>{escape(place.predicted)}; what learns: {escape(place.learns)}</small>"
+        name = f"<span><b>{place.name}</b> <span>{script}</span> {told}</span>"
+        parts.append(f'<label style="{placed(scripts.at[script])}">{box}{name}</label>')
+    for one, other, n, _, at in scripts.edges:
+        names = f'<span class="names">{scripts.places[one].name} and {scripts.places[other].name}: </span>'
+        pair = f"{SCRIPTS.index(one)}-{SCRIPTS.index(other)}"
+        lines = '<span class="names"> lines differ</span>'
+        parts.append(f'<button type="button" data-pair="{pair}" style="{placed(at)}">{names}{n}{lines}</button>')
+    return f'<div class="map" style="--width: {scripts.width}px; --height: {scripts.height}px">{"".join(parts)}</div>'
+
+
+def placed(at: tuple[float, float]) -> str:
+    return f"--x: {at[0]:g}px; --y: {at[1]:g}px"
+
+
 def section(title: str, part: Sequence[Row], html: Sequence[Sequence[str]]) -> str:
-    """A step as a table: a column a script, a group of rows a difference, or a stretch that is the same in all."""
+    """A step as a table: a column a script, a group of rows that are the same in the same scripts."""
     name = slug(title)
     head = "".join(f'<th scope="col" data-script="{s}">{script}</th>' for s, script in enumerate(SCRIPTS))
     of: list[list[Row]] = []  # rows that differ in the same scripts, for the reasons that the first of them has
     for row in part:
-        if of and row.differs == of[-1][0].differs and row.why.keys() <= of[-1][0].why.keys():
+        if of and row.kinds == of[-1][0].kinds and row.why.keys() <= of[-1][0].why.keys():
             of[-1].append(row)
         else:
             of.append([row])
     groups = [group(f"{name}-{n}", alike, html) for n, alike in enumerate(of)]
-    cells = [[lines[row.numbers[s]] if s in row.numbers else "" for s, lines in enumerate(html)] for row in part]
-    to_the_byte = all(len(set(row)) == 1 for row in cells)
-    same = '<p class="same">The same to the byte in all of them.</p>' if to_the_byte else ""
     return (
         f'<section aria-labelledby="{name}"><h2 id="{name}" tabindex="-1">{escape(title)}</h2>\n'
-        f"{same}<table><thead><tr>{head}</tr></thead>\n{''.join(groups)}</table></section>"
+        f'<p class="same live" hidden>The same to the byte in all of these.</p>\n'
+        f"<table><thead><tr>{head}</tr></thead>\n{''.join(groups)}</table></section>"
     )
 
 
 def group(name: str, of: Sequence[Row], html: Sequence[Sequence[str]]) -> str:
     lines = "".join(f"<tr>{''.join(cell(row, s, html[s]) for s in range(len(SCRIPTS)))}</tr>\n" for row in of)
-    across = f'<th colspan="{len(SCRIPTS)}"'
-    if of[0].differs:
-        concept = next(iter(of[0].why), ("not explained",))[0]
-        why = ""
-        for reason in of[0].why:
-            scripts = set().union(*(row.why.get(reason, ()) for row in of))
-            why += f' <span data-script="{"-".join(map(str, sorted(scripts)))}">{escape(reason[1])}</span>'
-        note = f'<a class="concept" id="{name}" href="#{name}">{concept}</a>{why}'
-        return (
-            f'<tbody class="differs {slug(concept)}" data-differs="{of[0].differs}">'
-            f'<tr class="why">{across} scope="rowgroup">{note}</th></tr>\n{lines}</tbody>\n'
-        )
-    if len(of) < FOLDED:
+    if not of[0].kinds:
         return f"<tbody>{lines}</tbody>\n"
-    what = f"{len(of)} lines, the same in all"
-    button = f'<button type="button" aria-expanded="true" aria-controls="{name}">{what}</button>'
-    return f'<tbody class="fold"><tr>{across}>{button}</th></tr></tbody>\n<tbody id="{name}">{lines}</tbody>\n'
+    why = ""
+    for concept, sentence in of[0].why:
+        scripts = "-".join(map(str, sorted(set().union(*(row.why.get((concept, sentence), ()) for row in of)))))
+        why += f' <span data-script="{scripts}" data-concept="{concept}">{escape(sentence)}</span>'
+    concept = next(iter(of[0].why), ("not explained",))[0]
+    note = f'<a class="concept" id="{name}" href="#{name}">{concept}</a>{why}'
+    return (
+        f'<tbody class="differs {slug(concept)}" data-kinds="{of[0].kinds}">'
+        f'<tr class="why"><th colspan="{len(SCRIPTS)}" scope="rowgroup">{note}</th></tr>\n{lines}</tbody>\n'
+    )
 
 
 def cell(row: Row, s: int, html: Sequence[str]) -> str:

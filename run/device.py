@@ -1,7 +1,10 @@
 """Where a run computes and in which precision: chosen by itself, or as asked."""
 
+import os
+import platform
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,23 @@ def missing_on(device: torch.device) -> str:
         return ""
     except (NotImplementedError, RuntimeError, TypeError) as error:
         return str(error).splitlines()[0]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What computes here, for whoever reads the numbers later."""
+    chip = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        chip = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), chip)
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processor": chip,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def peak_mb(device: torch.device) -> float | None:

@@ -38,8 +38,8 @@ def test_sample_continues_a_prompt_and_repeats_itself_with_one_seed(base, capsys
 
 def test_sample_answers_an_instruction_with_the_adapters_own_base(train, capsys, monkeypatch):
     _, run = train("lora_sft")
-    asked, generate = [], sample.generate
-    monkeypatch.setattr(sample, "generate", lambda *args: asked.append(args[1]) or generate(*args))
+    asked, stream = [], sample.stream
+    monkeypatch.setattr(sample, "stream", lambda *args: asked.append(args[1]) or stream(*args))
     question = {"instruction": "Repeat the word.", "input": "sea", "temperature": 0}
     capsys.readouterr()
     sample.main(sample.Config(adapter=str(run), device="cpu", **question))
@@ -57,13 +57,13 @@ def test_sample_reads_one_prompt_a_line_from_standard_input(base, capsys, monkey
 def test_several_adapters_on_one_base_answer_one_after_another(train, capsys, monkeypatch):
     """Each as it answers alone: with the same logits, which are not the other's."""
     runs = [str(train("lora_sft", steps=5, learning_rate=rate)[1]) for rate in (1e-9, 0.1)]
-    logits, generate = [], sample.generate
+    logits, stream = [], sample.stream
 
     def seen(model, prompts, *args):
         logits.append(model(torch.tensor(prompts)))
-        return generate(model, prompts, *args)
+        return stream(model, prompts, *args)
 
-    monkeypatch.setattr(sample, "generate", seen)
+    monkeypatch.setattr(sample, "stream", seen)
     question = {"prompt": "the old", "temperature": 0, "max_new_tokens": 5, "device": "cpu"}
     for adapters in (*runs, ", ".join(runs)):
         capsys.readouterr()
@@ -77,8 +77,8 @@ def test_several_adapters_on_one_base_answer_one_after_another(train, capsys, mo
 
 def test_a_chat_is_what_was_trained_on_turn_by_turn(base, monkeypatch):
     """What the model reads before each answer is the training prefix of the same conversation."""
-    asked, generate = [], sample.generate
-    monkeypatch.setattr(sample, "generate", lambda *args: asked.append(args[1][0]) or generate(*args))
+    asked, stream = [], sample.stream
+    monkeypatch.setattr(sample, "stream", lambda *args: asked.append(args[1][0]) or stream(*args))
     monkeypatch.setattr("sys.stdin", io.StringIO("the old\na calm\n"))
     sample.main(sample.Config(from_=base, ask="chat", max_new_tokens=3, device="cpu"))
     first, second = (bytes(token for token in tokens if token < 256).decode(errors="replace") for tokens in asked)

@@ -57,6 +57,7 @@ def test_every_method_is_a_row_with_every_yardstick(comparison):
     table = report.table(results["rows"]).splitlines()
     assert len(table) == 2 + len(METHODS) + 1 and len({len(line) for line in table}) == 1
     assert (out / "results.md").read_text().startswith(table[0])
+    assert (out / "report.html").read_text() == report.html(report.read(out))
 
 
 def test_each_method_learns_what_it_is_for(comparison):

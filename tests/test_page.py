@@ -1,26 +1,24 @@
 """The page of the scripts side by side: it shows the files as they are, and can be read by all."""
 
-import difflib
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from html import escape, unescape
 from html.parser import HTMLParser
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pygments", reason="the page is coloured by Pygments")
 
+from browser import CHECKS, Browser, contrast, in_a_browser
+
 from cli import Mistake
-from notebooks.side_by_side import CONCEPTS, SCRIPTS, VIEWS, Config, main, normalised, slug
+from notebooks.map_of_scripts import PLACES, Map, n_changed, picture, there
+from notebooks.side_by_side import CONCEPTS, SCRIPTS, Config, main, normalised, slug
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +48,11 @@ class Page(HTMLParser):
         self.links += [attributes["href"]] if tag == "a" else []
         self.fetched += [value for name, value in attributes.items() if name in ("src", "href") and tag != "a"]
         if tag == "tbody":
-            self.groups.append({"class": attributes.get("class", ""), "views": attributes.get("data-differs", "")})
+            self.groups.append(
+                {"class": attributes.get("class", ""), "kinds": attributes.get("data-kinds", "").split()}
+            )
             self.groups[-1] |= {"why": "", "scripts": []}
-        elif tag == "span" and self.note is not None:
+        elif tag == "span" and self.note is not None and "data-script" in attributes:
             self.note["scripts"].append(attributes["data-script"].split("-"))
         elif tag == "tr":
             self.rows.append({})
@@ -89,36 +89,37 @@ def test_each_script_is_on_the_page_line_for_line(read, s, script):
     assert [int(cell["line"]) for cell in shown] == list(range(1, len(shown) + 1))
 
 
-def test_a_row_is_marked_where_its_lines_differ_and_only_there(read):
+def test_a_row_says_which_scripts_have_the_same_line(read):
     for row in read.rows:
-        said = {s: normalised(cell["text"]) for s, cell in row.items() if cell["line"]}
-        blank = not any(said.values())
-        differs = [] if blank else [v for v in VIEWS if len({said.get(int(s)) for s in v.split("-")}) > 1]
-        assert row[0]["group"]["views"].split() == differs
+        said = [normalised(cell["text"]) if cell["line"] else None for cell in row.values()]
+        kinds = row[0]["group"]["kinds"]
+        if any(said):
+            for one, other in combinations(range(len(SCRIPTS)), 2):
+                assert (not kinds or kinds[one] == kinds[other]) == (said[one] == said[other])
+            assert [kind == "-" for kind in kinds] == [line is None for line in said if kinds]
+        else:
+            assert kinds == [], "a blank line makes no difference"
 
 
-@pytest.mark.parametrize("view", [view for view in VIEWS if len(view.split("-")) == 2])
-def test_what_is_marked_in_two_scripts_is_what_a_diff_of_the_two_finds(read, view):
+@pytest.mark.parametrize("one, other", [*combinations(range(len(SCRIPTS)), 2)])
+def test_what_is_marked_in_two_scripts_is_what_a_diff_of_the_two_finds(read, one, other):
     """All are aligned at once: that must not make a difference of lines which two of them share."""
-    one, other = (int(s) for s in view.split("-"))
-    marked = [row for row in read.rows if view in row[0]["group"]["views"].split()]
-    texts = [(ROOT / SCRIPTS[s]).read_text(encoding="utf-8") for s in (one, other)]
-    lines = [[normalised(line) for line in text.splitlines() if line.strip()] for text in texts]
-    same = sum(block.size for block in difflib.SequenceMatcher(None, *lines).get_matching_blocks())
-    for s, of in zip((one, other), lines, strict=True):
-        assert sum(row[s]["line"] is not None for row in marked) == len(of) - same
+    marked = [row for row in read.rows if (kinds := row[0]["group"]["kinds"]) and kinds[one] != kinds[other]]
+    n_marked = sum(row[s]["line"] is not None for row in marked for s in (one, other))
+    assert n_marked == n_changed(SCRIPTS[one], SCRIPTS[other])
 
 
-def test_every_line_that_differs_carries_a_concept_and_a_sentence(read):
+def test_every_line_that_differs_from_the_nearest_sibling_carries_a_concept_and_a_sentence(read):
     sentences = [why for patterns in CONCEPTS.values() for why in patterns.values()]
-    differing = [group for group in read.groups if group["views"]]
-    assert len(differing) > 15
-    for group in differing:
-        [concept] = [concept for concept in CONCEPTS if group["why"].startswith(concept)]
-        assert any(why in group["why"] for why in sentences)
-        for view in group["views"].split():  # each of them shows a sentence that is about a script in it
-            assert any(set(scripts) & set(view.split("-")) for scripts in group["scripts"])
-        assert concept.replace(" ", "-") in group["class"].split()
+    assert len([group for group in read.groups if group["kinds"]]) > 15
+    for edge in Map(SCRIPTS).edges:
+        one, other = SCRIPTS.index(edge.one), SCRIPTS.index(edge.other)
+        for group in read.groups:
+            if group["kinds"] and group["kinds"][one] != group["kinds"][other]:
+                [concept] = [concept for concept in CONCEPTS if group["why"].startswith(concept)]
+                assert any(why in group["why"] for why in sentences)
+                assert any({str(one), str(other)} & set(scripts) for scripts in group["scripts"])
+                assert concept.replace(" ", "-") in group["class"].split()
 
 
 def test_lines_that_begin_alike_stand_abreast(read):
@@ -126,13 +127,57 @@ def test_lines_that_begin_alike_stand_abreast(read):
         assert [len(SCRIPTS)] == [
             len(row) for row in read.rows if all(cell["text"].strip().startswith(beginning) for cell in row.values())
         ]
-    [row] = [row for row in read.rows if "apply_lora(" in row[2]["text"]]
-    assert "requires_grad_(True)" in row[0]["text"] and "requires_grad_(True)" in row[1]["text"]
-    assert "apply_adapter(" in row[3]["text"] and "apply_soft_prompt(" in row[5]["text"]
-    assert "let_learn(" in row[6]["text"] and "requires_grad_(True)" in row[7]["text"]
-    assert row[0]["group"]["scripts"] == [["0", "1", "7"], ["2"], ["3"], ["4"], ["5"], ["6"]], "a sentence each"
-    [row] = [row for row in read.rows if row[2]["text"].strip().startswith("r: int")]
-    assert "width: int" in row[3]["text"] and "length: int" in row[4]["text"]
+    names = ("pretrain", "sft", "lora", "adapter", "prefix", "prompt", "classifier", "mlm")
+    pretrain, sft, lora, adapter, prefix, prompt, classifier, mlm = (
+        SCRIPTS.index(f"train_{name}.py") for name in names
+    )
+    [row] = [row for row in read.rows if "apply_lora(" in row[lora]["text"]]
+    assert "requires_grad_(True)" in row[pretrain]["text"] and "requires_grad_(True)" in row[sft]["text"]
+    assert "apply_adapter(" in row[adapter]["text"] and "apply_soft_prompt(" in row[prompt]["text"]
+    assert "let_learn(" in row[classifier]["text"] and "requires_grad_(True)" in row[mlm]["text"]
+    [row] = [row for row in read.rows if row[lora]["text"].strip().startswith("r: int")]
+    assert "width: int" in row[adapter]["text"] and "length: int" in row[prefix]["text"]
+
+
+# ---- the map -----------------------------------------------------------------------------------------------------
+
+
+def test_every_script_is_on_the_map_in_its_order_with_a_line_to_its_nearest_sibling():
+    assert {*SCRIPTS} == {path.name for path in ROOT.glob("train_*.py")} and list(SCRIPTS) == there()
+    edges = Map(SCRIPTS).edges
+    assert [edge.other for edge in edges] == list(SCRIPTS[1:]), "all but pretraining are somebody's sibling"
+    assert all(edge.n == n_changed(edge.one, edge.other) > 0 for edge in edges)
+
+
+def test_no_two_scripts_stand_in_one_place_also_when_all_are_there():
+    places = sorted((place.row, place.column) for place in PLACES.values())
+    for (row, column), (next_row, next_column) in pairwise(places):
+        assert row < next_row or column + 1 <= next_column
+    assert all(place.nearest in ("", *PLACES) for place in PLACES.values())
+
+
+def test_a_script_of_ones_own_stands_below_beside_the_one_that_it_differs_from_least(tmp_path, monkeypatch):
+    for script in SCRIPTS[:3]:
+        (tmp_path / script).write_text((ROOT / script).read_text(encoding="utf-8"), encoding="utf-8")
+    own = (ROOT / "train_sft.py").read_text(encoding="utf-8").replace("3e-4", "1e-4")
+    (tmp_path / "train_own.py").write_text(own, encoding="utf-8")
+    monkeypatch.setattr("notebooks.map_of_scripts.ROOT", tmp_path)
+    of = Map(there())
+    assert of.scripts[-1] == "train_own.py" and of.at["train_own.py"][1] > max(of.at[s][1] for s in SCRIPTS[:3])
+    assert [(edge.one, edge.n) for edge in of.edges if edge.other == "train_own.py"] == [("train_sft.py", 2)]
+
+
+def test_the_picture_of_the_map_is_of_these_scripts():
+    """After a change of a script: python -m notebooks.map_of_scripts"""
+    assert (ROOT / "docs" / "map.svg").read_text(encoding="utf-8") == picture(Map(SCRIPTS))
+
+
+def test_the_picture_can_be_read_on_light_and_on_dark_paper():
+    light, dark = picture(Map(SCRIPTS)).split("@media (prefers-color-scheme: dark)")
+    for css in (light.split("<style>")[1], dark.split("</style>")[0]):
+        fill = {name: css.split(f"{name} {{")[1].split("fill: #")[1][:6] for name in ("text", ".name", ".n")}
+        papers = [css.split(f"{name} {{ fill: #")[1][:6] for name in (".paper", ".script")]
+        assert all(contrast(f"#{ink}", f"#{paper}") >= 4.5 for ink in fill.values() for paper in papers)
 
 
 def test_the_page_needs_nothing_else(html, read):
@@ -148,18 +193,6 @@ def test_ids_are_unique_and_links_lead_somewhere(html, read):
     steps = ["config", "data", "model", "what learns", "optimizer", "loop", "evaluate", "save"]
     headings = re.findall(r"<h2[^>]*>(.+?)</h2>", html)
     assert headings[2:] == [f"{n}. {step}" for n, step in enumerate(steps, 1)]
-
-
-def contrast(one, other):
-    """WCAG 2.1: (L1 + 0.05) / (L2 + 0.05), of relative luminances."""
-
-    def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -198,71 +231,52 @@ def test_without_pygments_a_sentence_says_what_to_install(tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_step_that_is_the_same_in_all_says_so(html):
-    steps = re.findall(r"<h2[^>]*>\d\. ([^<]+)</h2>\n(<p class=.same.)?", html)
-    same = {step for step, said in steps if said}
-    assert {"optimizer", "loop"} <= same and not {"data", "what learns"} & same
+# ---- in a browser ------------------------------------------------------------------------------------------------
 
-
-# Said by the page itself once it has loaded: what is wide, what is visible, what has the focus.
-EARLY = "<head><script>const wrong = []; addEventListener('error', (e) => wrong.push(e.message));</script>"
-PROBE = """<script>
-console.error = (...what) => wrong.push(what.join(" "));
-const scripts = [0, 1, 2, 3, 4, 5, 6, 7];
-const seen = (what) => [...document.querySelectorAll(what)].filter(shown).length;
-const state = () => ({
-  overflow: root.scrollWidth - root.clientWidth,
-  columns: scripts.map((s) => seen(`td[data-script="${s}"]`)),
-  headings: scripts.map((s) => seen(`th[data-script="${s}"]`)),
-  differences: seen(".differs .why a"),
+STATE = """(() => ({
+  columns: boxes.map((box) => all(`td[data-script="${box.value}"]`).filter(shown).length),
+  headings: boxes.map((box) => all(`th[data-script="${box.value}"]`).filter(shown).length),
+  chosen: boxes.flatMap((box, s) => box.checked ? [s] : []),
+  count: document.getElementById("count").textContent,
   explained: all(".differs .why").filter((why) => all("span", why).some(shown)).length,
-});
-const found = { window: innerWidth, folded: state(), stops: [], views: {} };
-const stops = all(".differs .why a").map((stop) => stop.id);
-for (const key of ["n", "n", "p", "n", "n"]) {
-  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-  found.stops.push(stops.indexOf(document.activeElement.id));
-}
-document.getElementById("keys").click();  // off
-document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: "n", bubbles: true }));
-found.stops.push(stops.indexOf(document.activeElement.id));
-document.getElementById("unfold").click();
-found.still_folded = all(".folded").length;
-for (const input of all("input[name=view]")) {
-  input.click();
-  found.views[input.value] = state();
-}
-parent.document.title = JSON.stringify({ ...found, wrong });
-</script></body>"""
-
-
-def in_browser(html, folder, width):
-    """What PROBE found in the page, in a frame of this width: a window may not be as narrow as a phone."""
-    page = html.replace("<head>", EARLY).replace("</body>", PROBE)
-    probe = folder / "probe.html"
-    probe.write_text(f'<title></title><iframe width={width} height=844 srcdoc="{escape(page)}"></iframe>', "utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
-    command = [CHROMIUM, *flags.split(), "--disable-component-update", f"--user-data-dir={folder / 'profile'}"]
-    dom = subprocess.run([*command, "--dump-dom", probe.as_uri()], capture_output=True, timeout=60).stdout.decode()
-    return json.loads(unescape(re.search(r"<title>(.*?)</title>", dom, re.DOTALL)[1]))
+  places: all("tbody.differs").length,
+  same: all(".same").filter(shown).map((same) => same.parentElement.querySelector("h2").textContent),
+}))()"""
 
 
 @in_a_browser
-@pytest.mark.parametrize("width", [390, 1400])
-def test_in_a_browser_all_of_it_can_be_read_and_reached(html, tmp_path, width):
-    found = in_browser(html, tmp_path, width)
-    assert found["wrong"] == []
-    assert found["window"] == width
-    assert found["still_folded"] == 0
-    assert found["stops"] == [0, 1, 0, 1, 2, 2]  # n, n, p, n, n, and n with the keys off
-    for state in (found["folded"], *found["views"].values()):
-        assert state["overflow"] <= 0
-    for view, state in found["views"].items():
-        for s in range(len(SCRIPTS)):
-            is_in = str(s) in view.split("-")
-            assert bool(state["columns"][s]) == is_in
-            assert bool(state["headings"][s]) == (is_in and width > 960)  # a phone names each line's script
-        assert state["explained"] == state["differences"]
-    counts = {view: state["differences"] for view, state in found["views"].items()}
-    assert all(0 < counts[pair] < counts["0-1-2"] for pair in ("0-1", "1-2"))
-    assert 0 < counts["4-5"] < counts["2-3-4-5"] < counts["0-1-2-3-4-5-6-7"]
+@pytest.mark.parametrize("width, dark", [(390, True), (1400, False)])
+def test_in_a_browser_all_of_it_can_be_read_and_reached(path, tmp_path, width, dark):
+    with Browser(tmp_path, width, 900, dark) as page:
+        page.open(path.as_uri())
+        state = page.js(STATE)
+        assert state["chosen"] == [0, 1, 2]
+        assert {"5. optimizer", "6. loop"} <= set(state["same"])
+        assert not {"2. data", "4. what learns"} & set(state["same"])
+        stops = page.js('all(".differs .why a").map((stop) => stop.id)')
+        page.js("scrollTo(0, 0)")
+        seen = []
+        for key in "npnn":
+            page.press(key, text=key)
+            seen.append(stops.index(page.js("document.activeElement.id")))
+        assert seen == [0, 0, 1, 2]
+        page.js('document.getElementById("keys").click()')  # off
+        page.press("n", text="n")
+        assert page.js("document.activeElement.id") == stops[2]
+        assert page.js(CHECKS) == []
+        for edge in Map(SCRIPTS).edges:  # each line of the map shows its two scripts
+            pair = [SCRIPTS.index(edge.one), SCRIPTS.index(edge.other)]
+            page.js(f'document.querySelector("[data-pair=\\"{pair[0]}-{pair[1]}\\"]").click()')
+            state = page.js(STATE)
+            assert state["chosen"] == pair and state["count"].startswith(f"{edge.n} lines differ")
+            assert [s for s, n in enumerate(state["columns"]) if n] == pair
+            assert [s for s, n in enumerate(state["headings"]) if n] == (pair if width > 960 else [])  # named by line
+            assert state["explained"] == state["places"]
+        for another in (n for n in range(len(SCRIPTS)) if n not in pair[:2] and n < 5):
+            page.click(f"boxes[{another}]")
+        chosen = page.js(STATE)["chosen"]
+        assert len(chosen) == 3 and another in chosen, "after a fourth, the first of them goes"
+        page.js('document.getElementById("unfold").click()')
+        assert page.js('all(".folded").length') == 0
+        assert page.js(CHECKS) == [] and page.wrong == []
+        assert [url for url in page.requests if not url.startswith("file:")] == []
