@@ -15,10 +15,13 @@ from torch import Tensor
 
 from cli import Mistake, check, command_line
 from data.tokenizer import hugging_face_tokenizer
+from data.wordpiece import WordPiece, settings_of
+from model.bert import BERTConfig, built
 from model.gpt import GPT
+from model.head import classes_of
 from model.lora import merge
 from model.switch import base_state_dict
-from store import checked, gpt2, peft
+from store import bert, checked, gpt2, peft
 from store.checkpoint import open_run, save_model, save_tokenizer_beside
 from store.learned import at_hand, attach, is_partly_learned, load_adapter, read_learned
 from store.safetensors import write_safetensors
@@ -41,7 +44,7 @@ def main(config: Config) -> None:
     attached = read_learned(config.from_)["attached"] if is_partly_learned(config.from_) else []
     if config.merge:
         merge_run(config.from_, config.out, config.base)
-    elif attached:
+    elif any(note["apply"] != "head" for note in attached):
         export_adapter(config.from_, config.out, config.base)
     else:
         export_model(config.from_, config.out, config.base)
@@ -59,16 +62,27 @@ def opened(run: str, base: str) -> tuple[GPT, Encoding]:
 def export_model(run: str, folder: str | Path, base: str = "") -> None:
     """Writes a model in Hugging Face's layout: config.json, model.safetensors and the tokenizer."""
     model, tokenizer = opened(run, base)
-    if model.attached:
-        kinds = " and ".join(sorted({note["apply"] for note in model.attached}))
-        raise Mistake(f"{run} has {kinds} beside its weights: merge LoRA first with --merge; a head is not exported")
-    if not model.config.causal:
-        raise Mistake(f"{run} sees both sides, which GPT-2 in transformers does not: it cannot be exported")
-    settings = gpt2.settings_from(model.config, tokenizer.name, tokenizer.eot_token)
-    texts = {"config.json": settings, **hugging_face_tokenizer(tokenizer, model.config.block_size)}
-    write(Path(folder), "model.safetensors", gpt2.weights_of(model.state_dict()), texts)
+    config, classes, state = model.config, classes_of(model.attached), model.state_dict()
+    if beside := {note["apply"] for note in model.attached} - {"head"}:
+        raise Mistake(f"{run} has {' and '.join(sorted(beside))} beside its weights: merge LoRA first with --merge")
+    try:
+        if isinstance(config, BERTConfig) and isinstance(tokenizer, WordPiece):
+            settings = bert.settings_from(config, tokenizer.pad, classes)
+            tensors = bert.weights_of(state, config, classes)
+            texts = {"tokenizer_config.json": settings_of(tokenizer) | {"model_max_length": config.block_size}}
+        else:
+            settings = gpt2.settings_from(config, tokenizer.name, tokenizer.eot_token, classes)
+            tensors, texts = gpt2.weights_of(state), hugging_face_tokenizer(tokenizer, config.block_size)
+            texts["tokenizer_config.json"]["pad_token"] = texts["tokenizer_config.json"]["eos_token"]
+    except ValueError as error:
+        raise Mistake(f"{run} cannot be exported: {error}") from error
+    if classes:
+        settings["id2label"] = dict(enumerate(classes.names))
+        settings["label2id"] = {name: number for number, name in enumerate(classes.names)}
     save_tokenizer_beside(tokenizer, folder)
-    print(f'{folder}: transformers.AutoModelForCausalLM.from_pretrained("{folder}") loads it')
+    write(Path(folder), "model.safetensors", tensors, {"config.json": settings, **texts})
+    auto = settings["architectures"][0].replace("GPT2LMHead", "ForCausalLM").partition("For")[2].removesuffix("Model")
+    print(f'{folder}: transformers.AutoModelFor{auto}.from_pretrained("{folder}") loads it')
 
 
 def export_adapter(run: str, folder: str | Path, base: str = "") -> None:
@@ -102,7 +116,7 @@ def merge_run(run: str, folder: str | Path, base: str = "") -> None:
     if beside == model.attached:
         raise Mistake(f"{run} holds no adapter that could be merged")
     with torch.device("meta"):
-        plain = GPT(model.config)
+        plain = built(model.config)
         attach(plain, beside)
     plain.load_state_dict(base_state_dict(model), assign=True)
     save_model(folder, plain, tokenizer)

@@ -18,6 +18,7 @@ import tiktoken
 from cli import Mistake
 from data.records import Instruction, read_instructions
 from data.text import token_file
+from data.wordpiece import frame
 
 
 class Example(NamedTuple):
@@ -70,11 +71,13 @@ def from_text(path: str | Path, how: Reading) -> tuple[Sequence[Example], Sequen
     """
     tokens = token_file(path, how.tokenizer, how.columns, how.skip_bad_records)
     n_held_out = max(2, len(tokens) if how.held_out == 1 else min(int(how.held_out * len(tokens)), 2**17))
-    a_row = 0 if how.held_out == 1 else how.block_size + 1
+    before, _, after = frame(how.tokenizer)
+    length = how.block_size - len(before) - len(after)  # data/masked.py puts these around each row
+    a_row = 0 if how.held_out == 1 else length + 1
     if len(tokens) < n_held_out + a_row:
         to_learn = f" and a row of {a_row:,} to learn from" if a_row else ""
         raise Mistake(f"{path} has {len(tokens):,} tokens, too few: the least are {n_held_out:,} to judge by{to_learn}")
-    return TextRows(tokens[:-n_held_out], how.block_size), TextRows(tokens[-n_held_out:], how.block_size)
+    return TextRows(tokens[:-n_held_out], length), TextRows(tokens[-n_held_out:], length)
 
 
 @dataclass

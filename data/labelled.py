@@ -5,7 +5,7 @@
                  CoNLL's: a line a word, which comes first in it and its tag last, and a blank line after each sentence
 
 The target is a class. It stands at the last token of the text, or of each word, and only there is anything graded:
-under a causal mask this token alone has read all of the text.
+under a causal mask this token alone has read all of the text. BERT was made to say it of a text at [CLS], its first.
 """
 
 import json
@@ -22,6 +22,7 @@ from cli import Mistake, listed
 from data.download import find
 from data.examples import Example, Reading
 from data.records import BadRecord, Skipped, Where, kind_of, opened, read_records, refuse_missing, shown, text_of
+from data.wordpiece import WordPiece, frame
 from model.head import Classes
 
 
@@ -125,43 +126,45 @@ def _sentence(where: Where, rows: list[list[str]]) -> Any:
 
 
 def text_tokens(pieces: Sequence[str], tokenizer: tiktoken.Encoding, room: int) -> tuple[list[int], bool]:
-    """The ids of a text, or of two with a line break between them, and whether they are cut to fit the room: from the
-    end, and of two texts from the longer one."""
+    """The ids of a text, or of two with a line break between them, or what BERT puts between and around them; and
+    whether they are cut to fit the room: from the end, and of two texts from the longer one."""
+    before, between, after = frame(tokenizer)
+    room -= len(before) + len(after)
     first, *others = (tokenizer.encode_ordinary(piece) for piece in pieces)
     if not others:
-        return first[:room], len(first) > room
-    between, second = tokenizer.encode_ordinary("\n"), others[0]
-    left = room - len(between)
+        return before + first[:room] + after, len(first) > room
+    left, second = room - len(between), others[0]
     is_cut = len(first) + len(second) > left
     first = first[: max(left - len(second), left // 2)]
-    return (first + between + second[: max(1, left - len(first))])[:room], is_cut
+    return before + (first + between + second[: max(1, left - len(first))])[:room] + after, is_cut
 
 
 def word_tokens(words: Sequence[str], tokenizer: tiktoken.Encoding) -> list[list[int]]:
-    """The ids of each word, the space before it among them: encoded apart, so that no two words share a token."""
-    return [tokenizer.encode_ordinary(" " * (n > 0) + word) for n, word in enumerate(words)]
+    """The ids of each word, the space before it among them: encoded apart, so that no two words share a token. Of a
+    word that BERT's cleaning leaves nothing of, [UNK]."""
+    nothing = [tokenizer.unk] if isinstance(tokenizer, WordPiece) else []
+    return [tokenizer.encode_ordinary(" " * (n > 0) + word) or nothing for n, word in enumerate(words)]
 
 
-def labelled_example(pieces: Sequence[Sequence[int]], targets: Sequence[int]) -> Example:
-    """The tokens of all pieces; at the last of each stands its class, and it alone is graded. With positions, by which
-    a model that sees both sides tells an example from its padding."""
-    inputs = np.array([token for piece in pieces for token in piece])
-    last = np.cumsum([len(piece) for piece in pieces]) - 1  # (n,) where each piece ends
-    classes, graded = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), bool)
-    classes[last], graded[last] = targets, True
-    return Example(inputs, classes, graded, np.arange(len(inputs)))
+def graded_at(at: Sequence[int] | np.ndarray, tokens: Sequence[int]) -> Example:
+    """The tokens, of which those at the given places alone are graded, each for a class that is not known yet. With
+    positions, by which a model that sees both sides tells an example from its padding."""
+    graded = np.zeros(len(tokens), bool)
+    graded[at] = True
+    return Example(np.array(tokens), np.zeros(len(tokens), np.int64), graded, np.arange(len(tokens)))
 
 
 def to_classify(pieces: Sequence[str], each: str, tokenizer: tiktoken.Encoding, room: int) -> tuple[Example, bool]:
     """An example whose classes are not known yet, and whether it was cut to fit the room. Of words only those that fit
     as a whole are graded."""
+    before, _, after = frame(tokenizer)
     if each == "text":
         tokens, is_cut = text_tokens(pieces, tokenizer, room)
-        return labelled_example([tokens], [0]), is_cut
+        return graded_at([0 if before else len(tokens) - 1], tokens), is_cut
     words = word_tokens(pieces, tokenizer)
-    inputs, classes, graded, _ = labelled_example(words, [0] * len(words))
-    cut = Example(inputs[:room], classes[:room], graded[:room], np.arange(min(len(inputs), room)))
-    return cut, len(inputs) > room
+    tokens, fit = before + [token for word in words for token in word], room - len(after)
+    last = len(before) + np.cumsum([len(word) for word in words]) - 1  # where each word ends
+    return graded_at(last[last < fit], tokens[:fit] + after), len(tokens) > fit
 
 
 def from_labelled(

@@ -15,6 +15,7 @@ import tiktoken
 
 from data.batches import Batch, Batches
 from data.examples import Example
+from data.wordpiece import WordPiece, frame
 
 CHOSEN, HIDDEN, SWAPPED = 0.15, 0.8, 0.1  # share of the tokens; shares of the chosen
 
@@ -24,7 +25,7 @@ MASK = "<|mask|>"
 def with_mask(tokenizer: tiktoken.Encoding) -> tiktoken.Encoding:
     """The same tokenizer and one id more, the last: the mask, behind which an encoder is asked for the token. No text
     has it, so that it never means anything else; end-of-text, which would need no id more, stands between documents."""
-    if MASK in tokenizer.special_tokens_set:
+    if isinstance(tokenizer, WordPiece) or MASK in tokenizer.special_tokens_set:
         return tokenizer
     return tiktoken.Encoding(
         tokenizer.name,
@@ -36,7 +37,12 @@ def with_mask(tokenizer: tiktoken.Encoding) -> tiktoken.Encoding:
 
 def mask_token(tokenizer: tiktoken.Encoding) -> int:
     """Its id."""
-    return tokenizer.encode_single_token(MASK)
+    return tokenizer.mask if isinstance(tokenizer, WordPiece) else tokenizer.encode_single_token(MASK)
+
+
+def of_texts(tokenizer: tiktoken.Encoding) -> np.ndarray:
+    """The ids that a text can have: those below end-of-text, or of BERT all but the special ones."""
+    return tokenizer.of_texts if isinstance(tokenizer, WordPiece) else np.arange(tokenizer.eot_token)
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,19 @@ class Masked(Sequence[Example]):
         return len(self.rows)
 
     def __getitem__(self, i):
-        """Row i; end-of-text is never chosen. The positions tell a model that sees both sides where padding begins."""
-        tokens = self.rows[i].inputs.astype(np.int64)
-        end = self.tokenizer.eot_token
-        words = np.flatnonzero(tokens != end) if (tokens != end).any() else np.arange(len(tokens))
+        """Row i; what no text has, like end-of-text, is never chosen. The positions tell a model that sees both sides
+        where padding begins."""
+        before, _, after = frame(self.tokenizer)
+        tokens = np.array([*before, *self.rows[i].inputs, *after], np.int64)
+        is_text = np.isin(tokens, of_texts(self.tokenizer))
+        words = np.flatnonzero(is_text) if is_text.any() else np.arange(len(tokens))
         rng = np.random.default_rng((self.seed, self.epoch, i))
         chosen = rng.permutation(words)[: max(1, round(CHOSEN * len(words)))]
         draw = rng.random(len(chosen))  # in [0, 1)
         hidden, swapped = chosen[draw < HIDDEN], chosen[(HIDDEN <= draw) & (draw < HIDDEN + SWAPPED)]
         inputs, graded = tokens.copy(), np.zeros(len(tokens), bool)
         inputs[hidden] = mask_token(self.tokenizer)
-        inputs[swapped] = rng.integers(end, size=len(swapped))  # the ids below end-of-text are those of texts
+        inputs[swapped] = rng.choice(of_texts(self.tokenizer), size=len(swapped))
         graded[chosen] = True
         return Example(inputs, tokens, graded, np.arange(len(tokens)))
 

@@ -79,6 +79,12 @@ def _weights(repository: str, revision: str, licence: str, size: int | None = No
     return Public("weights", licence, size, sha256, f"{HUB}/{repository}/resolve/{revision}/model.safetensors")
 
 
+def _vocabulary(name: str, size: int, sha256: str) -> Public:
+    return Public(
+        "vocabulary", WEIGHTS[name].licence, size, sha256, WEIGHTS[name].url.replace("model.safetensors", "vocab.txt")
+    )
+
+
 WEIGHTS = {
     "gpt2": _weights(
         "openai-community/gpt2",
@@ -97,4 +103,34 @@ WEIGHTS = {
     "gpt2-medium": _weights("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da", "modified MIT"),
     "gpt2-large": _weights("openai-community/gpt2-large", "main", "modified MIT"),
     "gpt2-xl": _weights("openai-community/gpt2-xl", "main", "modified MIT"),
+    "bert-base-uncased": _weights(
+        "google-bert/bert-base-uncased",
+        "86b5e0934494bd15c9632b12f734a8a67f723594",
+        "Apache-2.0",
+        440_449_768,
+        "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3",
+    ),
+    "bert-base-cased": _weights(
+        "google-bert/bert-base-cased",
+        "cd5ef92a9fb2f889e972770a36d4ed042daf221e",
+        "Apache-2.0",
+        435_755_784,
+        "1d8bdcee6021e2c25f0325e84889b61c2eb26b843eef5659c247af138d64f050",
+    ),
+    "distilbert-base-uncased": _weights(
+        "distilbert/distilbert-base-uncased",
+        "12040accade4e8a0f71eabdb258fecc2e7e948be",
+        "Apache-2.0",
+        267_954_768,
+        "5e3f1108e3cb34ee048634875d8482665b65ac713291a7e32396fb18f6ff0063",
+    ),
+}
+
+UNCASED = (231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3")
+VOCABULARIES = {
+    "bert-base-uncased": _vocabulary("bert-base-uncased", *UNCASED),
+    "bert-base-cased": _vocabulary(
+        "bert-base-cased", 213_450, "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"
+    ),
+    "distilbert-base-uncased": _vocabulary("distilbert-base-uncased", *UNCASED),
 }

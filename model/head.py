@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from cli import Mistake
+from model.bert import BERT
 from model.gpt import GPT
 from model.lora import apply_lora
 
@@ -40,9 +41,9 @@ def classes_of(attached: Iterable[dict[str, Any]]) -> Classes | None:
 def let_learn(model: GPT, learn: str, r: int, alpha: float) -> None:
     """The head learns, and of what is below it as much as one says; the rest is frozen.
 
-    learn: "head", nothing else; "last-K", the last K blocks too, and the LayerNorm after them; "lora", A and B beside
-    the layers of all blocks, of rank r and scale alpha (model/lora.py); "all", every parameter. Raises Mistake for a K
-    beyond the model's blocks.
+    learn: "head", nothing else; "last-K", the last K blocks too, and what stands between them and the head; "lora", A
+    and B beside the layers of all blocks, of rank r and scale alpha (model/lora.py); "all", every parameter. Raises
+    Mistake for a K beyond the model's blocks.
     """
     assert model.head is not None
     model.requires_grad_(learn == "all")
@@ -52,6 +53,9 @@ def let_learn(model: GPT, learn: str, r: int, alpha: float) -> None:
         K, n_layer = int(learn.removeprefix("last-")), len(model.blocks)
         if K > n_layer:
             raise Mistake(f"--learn {learn} is beyond the model's {n_layer} blocks")
-        for part in (*model.blocks[-K:], model.ln_f):
-            part.requires_grad_(True)
+        for block in model.blocks[-K:]:
+            block.requires_grad_(True)
+        between = model.used_pooler() if isinstance(model, BERT) else model.ln_f
+        if between is not None:
+            between.requires_grad_(True)
     model.head.requires_grad_(True)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cli import Mistake
+from model.bert import BERT
 
 
 def join(device: str = "auto") -> None:
@@ -92,7 +93,10 @@ class _Forward(nn.Module):
 def _replicate(model: nn.Module, micro_batches: int) -> None:
     """DDP (Li et al. 2020): every rank holds the whole model. While gradients of one layer are computed, those of the
     layers after it are averaged over the ranks; of several micro-batches only in the last, when they have added up."""
-    ddp = nn.parallel.DistributedDataParallel(_Forward(model), gradient_as_bucket_view=True)
+    has_more = isinstance(model, BERT)  # parts that only another head would use, and that get no gradient
+    ddp = nn.parallel.DistributedDataParallel(
+        _Forward(model), gradient_as_bucket_view=True, find_unused_parameters=has_more
+    )
     calls = itertools.count(1)
 
     def forward(*args, **kwargs):

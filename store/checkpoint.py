@@ -1,7 +1,7 @@
 """Models on disk: what is learned is what is saved. A run folder holds one of
 
     model.pt      all of a model: {"config" of the GPT, "tokenizer": its name, "attached", "weights"}, beside it
-                  tokenizer.tiktoken unless that is gpt2 or bytes
+                  tokenizer.tiktoken unless that is gpt2 or bytes; of a BERT vocab.txt and tokenizer_config.json
     learned.pt    what has learned, where the rest has not, and the name of its base (store/learned.py)
 
 Wherever a run is read, a model or an adapter in Hugging Face's layout will do (store/hugging_face.py).
@@ -20,6 +20,8 @@ from torch import Tensor
 from cli import Mistake, rank
 from data import tokenizer as tokenizers
 from data.masked import with_mask
+from data.wordpiece import WordPiece, load_wordpiece, save_wordpiece
+from model.bert import BERTConfig, built
 from model.generate import cannot_write, lay_out_for_generation
 from model.gpt import GPT, GPTConfig
 from model.head import Classes, classes_of, new_head
@@ -66,7 +68,7 @@ class Opened:
         weights, self.weights = self.weights, {}
         try:
             with torch.device("meta"):  # no memory and no time for initial weights
-                model = GPT(dataclasses.replace(self.config, dropout=dropout))
+                model = built(dataclasses.replace(self.config, dropout=dropout))
                 attach(model, self.attached)
             refuse_what_differs(plain_names(model), weights)
             state = {path: weights[plain_name(path)].float() for path in model.state_dict()}
@@ -117,7 +119,7 @@ def open_run(name: str | Path) -> Opened:
     folder = run_folder(name)
     if hugging_face.is_model(folder):
         config, weights = hugging_face.read_model(folder)
-        attached: list[dict[str, Any]] = []
+        attached = hugging_face.head_of(folder, weights)
         tokenizer = hugging_face.tokenizer_of(folder, config)
     elif is_partly_learned(folder):
         learned = read_learned(folder)
@@ -126,7 +128,9 @@ def open_run(name: str | Path) -> Opened:
     else:
         contents = checked.read(file_of(folder, "model.pt"), MODEL)
         config, weights, attached = config_in(contents, folder), contents["weights"], contents.get("attached", [])
-        tokenizer = tokenizer_beside(folder, contents["tokenizer"])
+        tokenizer = tokenizer_beside(folder, contents["tokenizer"], config)
+    if isinstance(config, BERTConfig):
+        return Opened(folder, tokenizer, config, weights, attached)
     n_tokens = config.vocab_size if config.causal else config.vocab_size - 1  # an encoder's last is the mask
     tokenizer = tokenizers.fitted(tokenizer, n_tokens, folder)
     return Opened(folder, tokenizer if config.causal else with_mask(tokenizer), config, weights, attached)
@@ -144,7 +148,8 @@ def config_of(name: str) -> GPTConfig:
 
 def config_in(contents: dict[str, Any], folder: str) -> GPTConfig:
     try:
-        return GPTConfig(**contents["config"])
+        kind = BERTConfig if "segments" in contents["config"] else GPTConfig
+        return kind(**contents["config"])
     except TypeError as error:
         raise Mistake(f"{folder}/model.pt does not fit its own config: {checked.first_line(error)}") from error
 
@@ -178,8 +183,13 @@ def split(adapters: str) -> list[str]:
     return [one.strip() for one in adapters.split(",") if one.strip()]
 
 
-def tokenizer_beside(folder: str, name: str) -> tiktoken.Encoding:
+def tokenizer_beside(folder: str, name: str, config: GPTConfig) -> tiktoken.Encoding:
     """The tokenizer that a model was trained with."""
+    if isinstance(config, BERTConfig):
+        wordpiece = load_wordpiece(folder, config.vocab_size)
+        if wordpiece.name != name:
+            raise Mistake(f"{folder}/vocab.txt is not the vocabulary that its model was trained with")
+        return wordpiece
     own = Path(folder, "tokenizer.tiktoken")
     if name not in ("gpt2", "bytes") and not own.is_file():
         raise Mistake(f"{folder} lacks the tokenizer.tiktoken that its model was trained with")
@@ -225,6 +235,8 @@ def save_model(folder: str | Path, model: GPT, tokenizer: tiktoken.Encoding) -> 
 
 
 def save_tokenizer_beside(tokenizer: tiktoken.Encoding, folder: str | Path) -> None:
+    if isinstance(tokenizer, WordPiece):
+        return save_wordpiece(tokenizer, folder)
     if tokenizer.name not in ("gpt2", "bytes"):
         tokenizers.save_tokenizer(tokenizers.ranks_of(tokenizer), Path(folder, "tokenizer.tiktoken"))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.gpt import GPTConfig
+from model.head import Classes
 
 SHAPES: dict[str, tuple[int, int, int]] = {  # n_layer, n_head, n_embd of the published models
     "gpt2": (12, 12, 768),
@@ -51,14 +52,22 @@ def config_from(settings: dict[str, Any]) -> GPTConfig:
     return config
 
 
-def settings_from(config: GPTConfig, tokenizer: str, end_of_text: int) -> dict[str, Any]:
-    """The config.json of a model of ours; tokenizer is a key of our own, which transformers leaves alone."""
+def settings_from(
+    config: GPTConfig, tokenizer: str, end_of_text: int, classes: Classes | None = None
+) -> dict[str, Any]:
+    """The config.json of a model of ours; tokenizer is a key of our own, which transformers leaves alone. Raises
+    ValueError for what GPT-2 in transformers cannot do."""
+    if not config.causal:
+        raise ValueError("it sees both sides, which GPT-2 in transformers does not")
+    if classes and classes.each == "word":
+        raise ValueError("it tags words, and of GPT-2's heads only that of a text's class is written here")
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": ["GPT2ForSequenceClassification" if classes else "GPT2LMHeadModel"],
         **{key: values[0] for key, values in BUILT.items()},
         **dict(zip(SIZES, dataclasses.astuple(config), strict=False)),
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text if classes else None,  # the class is read at the last token that is not this one
         "tokenizer": tokenizer,
     }
 
@@ -97,6 +106,9 @@ def weights_from(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Ten
     while weights:
         name, tensor = weights.popitem()
         name = re.sub(r"^h\.", "blocks.", name)
+        if name == "score.weight":  # of GPT2ForSequenceClassification, without a bias
+            ours |= {"head.weight": tensor, "head.bias": torch.zeros(len(tensor))}
+            continue
         if name.endswith(".weight") and re.search(r"\.c_\w+\.", name):
             tensor = tensor.T.contiguous()  # (d_in, d_out) -> (d_out, d_in)
         if ".c_attn." in name:
@@ -110,8 +122,20 @@ def weights_from(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Ten
 
 
 def weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The other way: a GPT's state dict in Hugging Face's names and layout. The tied head is not stored twice."""
+    """The other way: a GPT's state dict in Hugging Face's names and layout. The tied head is not stored twice.
+
+    A head of classes has no bias there: b moves into ln_f's bias β, as W (β + δ) = W β + b for δ = W⁺ b. Raises
+    ValueError if there is no such δ, as with more classes than channels.
+    """
     theirs = {}
+    state = dict(state)
+    if "head.weight" in state:
+        theirs["score.weight"] = W = state.pop("head.weight")
+        b = state.pop("head.bias")
+        delta = torch.linalg.pinv(W.double()) @ b.double()
+        if not torch.allclose(W.double() @ delta, b.double(), rtol=0, atol=1e-6):
+            raise ValueError("its head has a bias that GPT-2's head of classes in transformers cannot have")
+        state["ln_f.bias"] = (state["ln_f.bias"].double() + delta).float()
     for name, tensor in state.items():
         layer = next((layer for layer in (*QKV, *THEIRS) if f".{layer}." in name), "")
         if layer in QKV[1:]:

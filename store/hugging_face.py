@@ -1,4 +1,5 @@
-"""Models and adapters in Hugging Face's layout, as one names them: gpt2 and its sisters, a folder, a file of weights.
+"""Models and adapters in Hugging Face's layout, as one names them: gpt2, BERT, their sisters, a folder, a file of
+weights.
 
     FOLDER       config.json, and model.safetensors or pytorch_model.bin; of an adapter adapter_config.json and
                  adapter_model.safetensors or .bin
@@ -7,6 +8,7 @@
 Everything here raises a Mistake for what does not fit. Pickles (.bin) are read as tensors only, never run.
 """
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Iterator
@@ -20,10 +22,12 @@ from torch import Tensor
 
 from cli import Mistake
 from data.download import fetch
-from data.public import WEIGHTS
+from data.public import VOCABULARIES, WEIGHTS
 from data.tokenizer import load_tokenizer, vocabulary_of
+from data.wordpiece import load_wordpiece, wordpiece_of
+from model.bert import BERTConfig
 from model.gpt import GPTConfig
-from store import gpt2, peft
+from store import bert, gpt2, peft
 from store.safetensors import read_safetensors
 
 FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -43,9 +47,12 @@ def read_model(name: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     """The model's shape, and its weights under our names, on the CPU."""
     path = _file_of(name)
     with _as_mistake(path):
-        weights = gpt2.without_extras(_tensors(path))
-        config = _config(name) or gpt2.shape_from(weights)
-        if not _config(name):
+        config, tensors = _config(name), _tensors(path)
+        if isinstance(config, BERTConfig):
+            return config, bert.weights_from(tensors, config)
+        weights = gpt2.without_extras(tensors)
+        if config is None:
+            config = gpt2.shape_from(weights)
             print(f"{path}: no config.json beside it, so {config.n_head} heads of 64 channels are taken, as in gpt2")
         return config, gpt2.weights_from(weights, config)
 
@@ -56,9 +63,26 @@ def config_of(name: str | Path) -> GPTConfig:
         return _config(name) or gpt2.shape_from(gpt2.without_extras(_tensors(_file_of(name))))
 
 
+def head_of(name: str | Path, weights: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """How to attach the head that is among the weights, with its classes (model/head.py); nothing if none is."""
+    if "head.weight" not in weights:
+        return []
+    settings = _settings(folder_of(name), "config.json") or {}
+    with _as_mistake(folder_of(name) / "config.json"):
+        names = [settings["id2label"][str(number)] for number in range(len(weights["head.weight"]))]
+        if len(set(names)) < len(names):
+            raise ValueError("two classes have the same name in id2label")
+        is_of_word = "TokenClassification" in settings["architectures"][0]
+        return [{"apply": "head", "classes": names, "each": "word" if is_of_word else "text"}]
+
+
 def tokenizer_of(name: str | Path, config: GPTConfig) -> tiktoken.Encoding:
     """What an exported folder says of its tokenizer; another model must have GPT-2's. Refuses a vocabulary beside it
     that is another, though it may have as many tokens."""
+    if isinstance(config, BERTConfig):
+        if Path(name).exists():
+            return load_wordpiece(folder_of(name), config.vocab_size)
+        return wordpiece_of(fetch(VOCABULARIES[str(name)], str(name)), "uncased" in str(name), config.vocab_size)
     folder = folder_of(name)
     own = str((_settings(folder, "config.json") or {}).get("tokenizer", "gpt2"))
     if own == "gpt2" and config.vocab_size < GPTConfig.vocab_size:
@@ -142,7 +166,12 @@ def _config(name: str | Path) -> GPTConfig | None:
     if not Path(name).exists() and str(name) in gpt2.SHAPES:
         n_layer, n_head, n_embd = gpt2.SHAPES[str(name)]
         return GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    if not Path(name).exists() and str(name) in bert.SHAPES:
+        return bert.config_named(str(name))
     settings = _settings(folder_of(name), "config.json")
+    if settings is not None and settings.get("model_type") in bert.SIZES:
+        config = bert.config_from(settings)
+        return dataclasses.replace(config, sep=load_wordpiece(folder_of(name), config.vocab_size).sep)
     return None if settings is None else gpt2.config_from(settings)
 
 
