@@ -19,8 +19,8 @@ RATES = {
     "SFT": (1e-4, 3e-4, 6e-4, 1e-3),
     "LoRA-SFT": (2e-3, 4e-3, 8e-3),
     "adapter-SFT": (2e-3, 4e-3, 8e-3),
-    "prefix-SFT": (5e-3, 1e-2, 2e-2, 4e-2),
-    "prompt-SFT": (1e-2, 2e-2, 4e-2),
+    "prefix-SFT": (1e-2, 4e-2, 1e-1, 2e-1),
+    "prompt-SFT": (1e-2, 2e-2, 4e-2, 8e-2),
 }
 
 
