@@ -181,7 +181,7 @@ def from_labelled(
     read = read_labelled if labelled else read_tagged
     records = read(path, how.columns, how.skip_bad_records)
     random.Random(0).shuffle(records)  # whatever --seed is: all runs hold out the same records
-    n_held_out = max(1, int(how.held_out * len(records)))
+    n_held_out = how.to_judge_by(len(records))
     parts = (records[:-n_held_out], records[-n_held_out:])
     names = known.names if known else sorted({label for record in parts[0] for label in record.labels})
     if unknown := sorted({label for record in records for label in record.labels} - set(names)):
