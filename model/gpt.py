@@ -234,7 +234,8 @@ class GPT(nn.Module):
         positions that are graded.
 
         tokens: (B, T) ids; graded: (B, T) bool; positions as in hidden. Returns (B, T, V), or (N, V) with graded, row
-        by row: the other logits are never computed. They are fp32 in any precision, for a loss that is.
+        by row: the other logits are never computed. They are fp32 in any precision, for a loss that is. With
+        head_in_chunks, what is returned for many stands for them in the loss (model/large_head.py).
         """
         h = self.hidden(tokens, positions, cache)  # (B, T, C)
         if graded is not None:

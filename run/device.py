@@ -31,9 +31,9 @@ def choose_device(name: str) -> torch.device:
     try:
         if torch.device(name).type not in ("cuda", "mps", "cpu"):
             raise RuntimeError("it is none of cuda, mps and cpu")
+        torch.ones(1, device=name).add(1).item()  # a GPU that is too old, or too new, has no kernels
         if name.startswith("cuda"):
             prepare_cuda(torch.device(name))
-        torch.ones(1, device=name).add(1).item()  # a GPU that is too old, or too new, has no kernels
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise Mistake(f"--device {name} is not usable here: {str(error).splitlines()[0]}") from None

@@ -85,12 +85,13 @@ def parts() -> dict[str, tuple[list[Check], int]]:
     from benchmarks.gpu import cost, same  # here, so that a part that cannot be imported is one that broke
 
     return {
-        "numbers": ([same.cpu_and_gpu, same.heads, same.compiled_blocks, same.precisions], 105),
-        "memory": ([cost.planned, cost.budgets, cost.out_of_memory], 50),
-        "speed": ([cost.steps, cost.instructions, cost.where_time_goes], 100),
-        "resume": ([same.resume], 40),
-        "ranks": ([same.one_rank], 25),
-        "generation": ([cost.generation], 35),
+        "numbers": ([same.cpu_and_gpu, same.heads, same.precisions], 60),
+        "memory": ([cost.planned, cost.budgets, cost.out_of_memory], 45),
+        "speed": ([cost.steps, cost.instructions, cost.where_time_goes], 90),
+        "resume": ([same.resume], 35),
+        "ranks": ([same.one_rank], 20),
+        "generation": ([cost.generation], 25),
+        "compiled": ([same.compiled_blocks], 75),
     }
 
 
@@ -147,7 +148,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu with --tiny")
     parser.add_argument("--tiny", action="store_true", help="shapes that take seconds on a CPU, to try the program out")
-    parser.add_argument("--only", help="a part alone: numbers, memory, speed, resume, ranks or generation")
+    parser.add_argument("--only", help="a part alone, like memory")
     parser.add_argument("--out", default=str(HERE), help="folder of the page")
     parser.add_argument("--notes", help=argparse.SUPPRESS)  # file for the findings of --only: this is a part's process
     args = parser.parse_args(arguments)
