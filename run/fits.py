@@ -3,6 +3,8 @@
 python -m run.fits
 """
 
+from typing import Any
+
 from model.gpt import GPTConfig
 from run.memory import Run
 from run.plan import Config
@@ -10,7 +12,7 @@ from store.checkpoint import config_of
 
 MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MEMORIES = (4, 6, 8, 12)  # in GB
-WAYS = {  # what is asked of a script
+WAYS: dict[str, dict[str, Any]] = {  # what is asked of a script
     "full": {"method": "pretrain"},
     "full, checkpointed": {"method": "pretrain", "checkpoint_activations": True},
     "LoRA": {"method": "lora"},
@@ -30,13 +32,13 @@ def main() -> None:
             print(f"| {name} | {way} | {' | '.join(cells)} |")
 
 
-def most_that_fits(name: str, shape: GPTConfig, settings: dict, memory: float) -> tuple[int, int]:
+def most_that_fits(name: str, shape: GPTConfig, settings: dict[str, Any], memory: float) -> tuple[int, int]:
     """As many rows of block_size tokens as fit memory, in bytes, or else one row, halved until it fits.
 
     Returns rows and tokens a row: (0, 0) where not even 64 tokens fit."""
     T = shape.block_size
     while T >= 64:
-        common = {"init_from": name, "block_size": T, "device": "cuda", "precision": "bf16"}
+        common: dict[str, Any] = {"init_from": name, "block_size": T, "device": "cuda", "precision": "bf16"}
         for rows in range(MOST if T == shape.block_size else 1, 0, -1):
             run = Run(Config(**common, **settings, batch_size=rows), shape, memory=memory)
             if run.peak().total() <= memory:

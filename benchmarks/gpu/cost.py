@@ -58,8 +58,13 @@ def random_batches(shape: Shape, on: On) -> Any:
 
 
 def config_of(on: On, rows: int, settings: dict[str, Any]) -> plan.Config:
-    size = {"block_size": shape_of(on, rows).T, "batch_size": rows, "precision": "bf16", "device": str(on.device)}
-    return plan.Config(init_from="gpt2", **size, **settings)
+    size: dict[str, Any] = {
+        "block_size": shape_of(on, rows).T,
+        "batch_size": rows,
+        "precision": "bf16",
+        "device": str(on.device),
+    }
+    return plan.Config(init_from="gpt2", **size | settings)
 
 
 def planned(on: On, tell: Notes) -> None:
