@@ -234,6 +234,20 @@ def test_a_whole_optimizer_is_split_before_it_reaches_the_device(model):
         dist.destroy_process_group()
 
 
+def test_ddp_averages_the_gradients_of_a_head_in_chunks_too(model, batch, chunks_of_7):
+    """The head is then computed after the forward pass that DDP knows of."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        _, plain = loss_and_gradients(model, batch)
+        ranks._replicate(model, 1)
+        model.head_in_chunks = True
+        _, found = loss_and_gradients(model, batch)
+        for name, gradient in plain.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5)
+    finally:
+        dist.destroy_process_group()
+
+
 # ---- Apple and Windows -------------------------------------------------------------------------------------------
 
 
