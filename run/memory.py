@@ -145,9 +145,10 @@ class Run:
         top += head_input if self.in_chunks else 0
         yield self.moment("when the loss turns into gradients", before, chunk, top, kept_is, 3)
         yield self.moment("in the head's backward pass", before, head + chunk, top, kept_is, 2)
-        yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", 1)
-        yield self.moment("in the first block's backward pass", True, head * before, one, one_is, 1)
-        yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, 1)
+        held = 0 if self.in_chunks else 1  # log_p, which has a name in the loop
+        yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", held)
+        yield self.moment("in the first block's backward pass", True, head * before, one, one_is, held)
+        yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, held)
         yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 3)
 
     def moment(self, when: str, gradients: bool, heads: int, activations: int, they_are: str, logits: int) -> Moment:

@@ -274,7 +274,7 @@ def test_the_page_shows_each_part_and_what_fits(monkeypatch, capsys):
     parts = ("parameters", "AdamW", "2 × 4 bytes for each of 124,439,808", "1,024 of the graded tokens at a time")
     for words in (*parts, "gaps", "context", "peak"):
         assert words in said
-    assert "This does not fit 4.0 GB. What would:" in said and "--batch-size" in said
+    assert "This does not fit 4.0 GB. What would:" in said and "--checkpoint-activations" in said
     assert "This fits 80.0 GB." in say([*flags.split()[:-1], "80GB"], monkeypatch, capsys).out
 
 

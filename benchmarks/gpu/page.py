@@ -89,7 +89,7 @@ class Notes:
 
 def parts() -> dict[str, tuple[list[Check], int]]:
     """Checks by part, and each part's limit in seconds: the most decisive first."""
-    from benchmarks.gpu import cost, same  # here, so that a part that cannot be imported is one that broke
+    from benchmarks.gpu import cost, same  # here, since they import this file
 
     return {
         "numbers": ([same.cpu_and_gpu, same.heads, same.precisions], 60),
@@ -155,7 +155,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu with --tiny")
     parser.add_argument("--tiny", action="store_true", help="shapes that take seconds on a CPU, to try the program out")
-    parser.add_argument("--only", help="a part alone, like memory")
+    parser.add_argument("--only", choices=parts(), help="a part alone")
     parser.add_argument("--out", default=str(HERE), help="folder of the page")
     parser.add_argument("--notes", help=argparse.SUPPRESS)  # file for the findings of --only: this is a part's process
     args = parser.parse_args(arguments)
@@ -177,7 +177,8 @@ def main(arguments: list[str]) -> int:
                 else:
                     run_part(checks, on, tell)
                 found[part] = tell.all()
-        name = torch.cuda.get_device_name(on.device) if on.here() else "CPU, tiny"
+        name = torch.cuda.get_device_name(on.device) if on.here() else "CPU"
+        name += ", tiny" * on.tiny + f", {args.only} only" * bool(args.only)
         page = Path(args.out, re.sub(r"\W+", "-", name.lower()) + ".md")
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(markdown(name, on, found, time.perf_counter() - started), encoding="utf-8")
