@@ -60,6 +60,12 @@ class Reading(NamedTuple):
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
 
 
+def n_to_judge_by(held_out: float, n_records: int) -> int:
+    """How many of so many records: the share held_out, but 1,024 at most, so that judging stays short; with held_out 1
+    all of them."""
+    return max(1, n_records if held_out == 1 else min(int(held_out * n_records), 1024))
+
+
 # ---- plain text: graded everywhere -------------------------------------------------------------------------------
 
 
@@ -174,7 +180,7 @@ def _joined(row: Sequence[Example]) -> Example:
 
 
 def from_instructions(path: str | Path, how: Reading) -> tuple[Sequence[Example], Sequence[Example]]:
-    """The examples to learn from, and a random share held_out to judge by: the same records in every run.
+    """The examples to learn from, and a random share held_out to judge by, 1,024 at most: the same in every run.
 
     A long response is cut after block_size positions. An example is skipped when its response is empty, or when its
     prompt alone fills the block, so that nothing would be graded. Both are counted and printed. Raises ValueError when
@@ -182,7 +188,7 @@ def from_instructions(path: str | Path, how: Reading) -> tuple[Sequence[Example]
     """
     records = read_instructions(path, how.columns, how.skip_bad_records)
     random.Random(0).shuffle(records)  # whatever --seed is: all runs hold out the same records
-    n_held_out = max(1, int(how.held_out * len(records)))
+    n_held_out = n_to_judge_by(how.held_out, len(records))
     block, counts = how.block_size, Counter[str]()
     parts: list[list[Example]] = []
     for part in (records[:-n_held_out], records[-n_held_out:]):

@@ -20,7 +20,7 @@ import tiktoken
 
 from cli import Mistake, listed
 from data.download import find
-from data.examples import Example, Reading
+from data.examples import Example, Reading, n_to_judge_by
 from data.records import BadRecord, Skipped, Where, kind_of, opened, read_records, refuse_missing, shown, text_of
 from data.wordpiece import WordPiece, frame
 from model.head import Classes
@@ -209,7 +209,7 @@ def from_labelled(
 def to_learn_and_to_judge(records: Sequence[Record], held_out: float) -> tuple[list[Record], list[Record]]:
     """The records, shuffled, without and with a share held out: whatever --seed is, all runs hold out the same ones."""
     shuffled = random.Random(0).sample(records, len(records))
-    n_held_out = max(1, int(held_out * len(records)))
+    n_held_out = n_to_judge_by(held_out, len(records))
     return shuffled[:-n_held_out], shuffled[-n_held_out:]
 
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.large_head import CHUNK, LogitsInChunks, padded_linear
+
 
 @dataclass
 class GPTConfig:
@@ -148,6 +150,8 @@ class GPT(nn.Module):
     precision = torch.float32  # of the matrix products; bfloat16 is faster where the device has it (run/device.py)
     compiled = False  # whether the blocks are, by compile_blocks
     checkpoint_activations = False  # True: keep only what enters a block, and compute the rest again for the gradients
+    head_in_chunks = False  # True: the same for the logits, of which a part at a time is there (model/large_head.py)
+    head_padded = False  # True: rows of zeros make the head a multiple of 64 while training, which GPUs multiply faster
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -176,6 +180,7 @@ class GPT(nn.Module):
     def compile_blocks(self) -> None:
         """torch.compile for each block; a block with a cache that grows goes on uncompiled."""
         self.compiled = True
+        torch._dynamo.config.recompile_limit = 64  # rows of one length or any, packed, with gradients and without: 9
         for block in self.blocks:
             block.compile()
 
@@ -229,14 +234,23 @@ class GPT(nn.Module):
         positions that are graded.
 
         tokens: (B, T) ids; graded: (B, T) bool; positions as in hidden. Returns (B, T, V), or (N, V) with graded, row
-        by row: the other logits are never computed. They are fp32 in any precision, for a loss that is.
+        by row: the other logits are never computed. They are fp32 in any precision, for a loss that is. With
+        head_in_chunks, what is returned for many stands for them in the loss (model/large_head.py).
         """
         h = self.hidden(tokens, positions, cache)  # (B, T, C)
         if graded is not None:
-            h = h[graded]  # (N, C)
+            h = h[graded.nonzero(as_tuple=True)]  # (N, C): h[graded] would look for them in the backward pass again
+            if self.head_in_chunks and len(h) > CHUNK:
+                return LogitsInChunks(h, self.logits)  # type: ignore[return-value]  # to the loss they are the same
+        return self.logits(h)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Of states, (…, C): (…, V)."""
         with self.autocast():
-            logits = F.linear(h, self.wte.weight) if self.head is None else self.head(h)  # (B, T, V) or (N, V)
-        return logits.float()
+            if self.head is not None:
+                return self.head(h).float()
+            linear = padded_linear if self.head_padded and torch.is_grad_enabled() else F.linear
+            return linear(h, self.wte.weight).float()
 
 
 @contextmanager

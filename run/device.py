@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,6 +16,8 @@ from cli import Mistake
 from model.fused_lora import fuse
 from model.generate import generate
 from model.gpt import GPT, CausalSelfAttention, GPTConfig
+from model.large_head import CHUNK
+from run import ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
@@ -22,7 +25,7 @@ NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 
 def choose_device(name: str) -> torch.device:
     """'auto' takes a CUDA GPU, else an Apple GPU that can do all of it, else the CPU. Raises a Mistake for a device
-    that is not there."""
+    that is not there, or that this PyTorch cannot compute on."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         if name == "mps" and (missing := missing_on(torch.device("mps"))):
@@ -31,10 +34,20 @@ def choose_device(name: str) -> torch.device:
     try:
         if torch.device(name).type not in ("cuda", "mps", "cpu"):
             raise RuntimeError("it is none of cuda, mps and cpu")
-        torch.empty(1, device=name)
+        torch.ones(1, device=name).add(1).item()  # a GPU that is too old, or too new, has no kernels
+        if name.startswith("cuda"):
+            prepare_cuda(torch.device(name))
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise Mistake(f"--device {name} is not usable here: {str(error).splitlines()[0]}") from None
+
+
+def prepare_cuda(device: torch.device) -> None:
+    """Makes cuda:1 the GPU whose random state is saved, if it is asked for, and leaves attention to PyTorch's kernels:
+    cuDNN's plan anew for each length of rows, and instructions have a hundred of them."""
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def missing_on(device: torch.device) -> str:
@@ -67,6 +80,21 @@ def machine(device: torch.device) -> dict[str, Any]:
         "Python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def memory_there(device: torch.device) -> float | None:
+    """What a run may take of a GPU's memory, or of the machine's, in bytes; None if that is unknown."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info(device)  # others, a screen among them, hold the rest
+        held = torch.cuda.memory_reserved(device)
+        index = torch.cuda.current_device() if device.index is None else device.index  # the next call wants a number
+        return min(free + held, torch.cuda.get_per_process_memory_fraction(index) * total)
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return torch.mps.recommended_max_memory()
+    meminfo = Path("/proc/meminfo")  # Linux alone has it
+    text = meminfo.read_text() if device.type == "cpu" and meminfo.is_file() else ""
+    there = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(there[1]) * 1024 if there else None
 
 
 def peak_mb(device: torch.device) -> float | None:
@@ -107,11 +135,18 @@ def choose_precision(name: str, device: torch.device, n_embd: int) -> tuple[torc
 
 def set_up(model: GPT, config: Any, device: torch.device) -> str:
     """Tells the model in which precision to compute, and how a training script's config asks it to; switches on the
-    kernels that are faster than what model/ writes out. Returns why that precision."""
+    kernels that are faster than what model/ writes out. Returns why that precision, and whether memory is saved."""
     if config.compile:
         check_compiler(device)
+    refuse_wrong_gradients(config, device)
     model.precision, why = choose_precision(config.precision, device, model.config.n_embd)
     model.checkpoint_activations = config.checkpoint_activations
+    rows = -(-config.batch_size // ranks.rank_and_size()[1])
+    positions, memory = rows * config.block_size, memory_there(device)
+    model.head_in_chunks = model.head is None and head_in_chunks(
+        config, device, positions, model.config.vocab_size, memory
+    )
+    model.head_padded = device.type == "cuda" and model.precision != torch.float32
     fused = fused_attention_pays(model.precision, device, config.block_size)
     for module in model.modules():
         if isinstance(module, CausalSelfAttention) and not fused:
@@ -119,7 +154,29 @@ def set_up(model: GPT, config: Any, device: torch.device) -> str:
     fuse(model)  # LoRA's layers; without this line one steps through the equation in model/lora.py
     if config.compile:
         model.compile_blocks()
-    return why
+    return f"{why}; head and loss {CHUNK:,} positions at a time, for less memory" if model.head_in_chunks else why
+
+
+def head_in_chunks(config: Any, device: torch.device, positions: int, vocab_size: int, memory: float | None) -> bool:
+    """Whether the head and the loss are computed chunk by chunk, and twice (model/large_head.py): with
+    --checkpoint-activations, and on a GPU where all logits, their logarithms and their gradients would take more than a
+    quarter of its memory. Not with --shard, which has no weights of the head outside of the model's forward pass.
+
+    positions: those of a micro-batch in this process, the most that can be graded; memory: what there is, in bytes.
+    """
+    logits = 3 * 4 * positions * vocab_size
+    large = device.type != "cpu" and memory is not None and logits > memory / 4
+    return positions > CHUNK and not config.shard and (config.checkpoint_activations or large)
+
+
+def refuse_wrong_gradients(config: Any, device: torch.device) -> None:
+    """Raises a Mistake for dropout in blocks that are computed twice on an Apple GPU: PyTorch brings back the random
+    state of a CPU or a CUDA GPU only, so the second time other activations would be zeroed."""
+    drops = max(config.dropout, getattr(config, "lora_dropout", 0.0))
+    if device.type == "mps" and config.checkpoint_activations and drops:
+        raise Mistake(
+            "--checkpoint-activations with dropout has wrong gradients on an Apple GPU: leave one of them out"
+        )
 
 
 class GradientScale:
@@ -170,9 +227,12 @@ def fused_attention_pays(precision: torch.dtype, device: torch.device, row_lengt
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises a Mistake where blocks cannot be compiled: on a CPU that takes a C++ compiler."""
+    """Raises a Mistake where blocks cannot be compiled: on a CPU that takes a C++ compiler, on a CUDA GPU Triton."""
     from torch._inductor import cpp_builder, exc  # here alone, since it takes seconds
+    from torch.utils import _triton
 
+    if device.type == "cuda" and not _triton.has_triton():
+        raise Mistake("--compile needs Triton on this GPU: install it (triton-windows on Windows), or leave it out")
     if device.type == "cpu":
         try:
             cpp_builder.get_cpp_compiler()

@@ -15,7 +15,8 @@ import torch
 
 from data.masked import CHOSEN
 from model.gpt import GPTConfig
-from run.device import choose_precision, fused_attention_pays
+from model.large_head import CHUNK
+from run.device import choose_precision, fused_attention_pays, head_in_chunks
 
 QKV = {"q_proj", "k_proj", "v_proj"}
 LINEARS = dict.fromkeys((*QKV, "o_proj"), (1, 1)) | {"up_proj": (1, 4), "down_proj": (4, 1)}  # d_in, d_out in C
@@ -23,6 +24,7 @@ IMPORTED = 235e6  # what Python and PyTorch hold once imported, where it is too 
 BUFFERS = 110e6  # what they add at work, measured
 GAPS = 0.6  # of the activations: memory that malloc holds between tensors of many sizes, measured with glibc
 CONTEXT = 500e6  # what a GPU's driver takes: an estimate, not measured
+GPU_GAPS = 0.15  # of all tensors: what PyTorch's CUDA allocator holds between them, 4 to 27 % in five steps it counted
 
 
 class Moment(NamedTuple):
@@ -36,9 +38,10 @@ class Moment(NamedTuple):
 class Run:
     """The numbers that a run's memory depends on, and what follows from them."""
 
-    def __init__(self, config: Any, shape: GPTConfig, imported: float = IMPORTED) -> None:
-        """config: run.plan's Config; shape: the model's; imported: what Python and PyTorch hold before the run."""
-        self.config, self.shape, self.imported = config, shape, imported
+    def __init__(self, config: Any, shape: GPTConfig, imported: float = IMPORTED, memory: float | None = None) -> None:
+        """config: run.plan's Config; shape: the model's; imported: what Python and PyTorch hold before the run; memory:
+        what there is, if that is known, in bytes."""
+        self.config, self.shape, self.imported, self.memory = config, shape, imported, memory
         device = torch.device(config.device)
         self.device = device.type
         is_unseen = config.precision == "auto" and self.device == "cuda" and not torch.cuda.is_available()
@@ -61,6 +64,9 @@ class Run:
         self.positions = math.ceil(config.batch_size / config.ranks) * config.block_size  # B T, of one rank
         graded = min(config.graded, CHOSEN) if config.method == "mlm" else config.graded
         self.n_graded = max(1, round(graded * self.positions))  # N
+        in_chunks = head_in_chunks(config, device, self.positions, shape.vocab_size, memory)
+        self.in_chunks = in_chunks and self.tied and self.n_graded > CHUNK
+        self.n_at_once = CHUNK if self.in_chunks else self.n_graded  # positions whose logits are there at a time
         C = shape.n_embd
         self.block = 12 * C * C + 13 * C  # parameters of one block; below, of what is attached to it
         self.block_matrices = config.r * C * sum(sum(LINEARS[name]) for name in lora)
@@ -129,7 +135,9 @@ class Run:
         prompt = self.saved_by_prompt()
         prompt_is = f" + {size(prompt)}, the same of the soft prompt's row" if prompt else ""
         kept, kept_is = prompt + L * each, f"{L} blocks × {size(each)}, {each_is}{prompt_is}"
-        top = kept + x + (self.n_graded * C * self.width if self.full or not self.tied else 0)  # ln_f's and the head's
+        head_width = 4 if self.in_chunks else self.width  # bytes
+        head_input = self.n_graded * C * head_width if self.in_chunks or self.full or not self.tied else 0
+        top = kept + x + head_input  # inputs of ln_f and the head
         top += 2 * self.n_logits * C if self.width == 2 else 0  # the head's weights
         cast = L * self.weights_in_half() if again and self.full else 0  # autocast keeps them until the blocks are done
         through = self.positions * C * (5 * self.width + 4)  # gradients on their way through a block
@@ -141,14 +149,17 @@ class Run:
         head = 1 if self.full and self.tied else 0  # one gradient of wte, before it is added up
         # gradients of all that learns · more of wte · activations and what they are · copies of the logits
         yield self.moment("at the end of the forward pass", before, 0, top + cast, kept_is, 1)
-        yield self.moment("when the loss turns into gradients", before, 0, top, kept_is, 3)
-        yield self.moment("in the head's backward pass", before, head, top, kept_is, 2)
+        chunk = head if self.in_chunks else 0  # the chunks before have one too, and their inputs' gradients are there
+        top += head_input if self.in_chunks else 0
+        yield self.moment("when the loss turns into gradients", before, chunk, top, kept_is, 3)
+        yield self.moment("in the head's backward pass", before, head + chunk, top, kept_is, 2)
+        held = 0 if self.in_chunks else 1  # log_p, which has a name in the loop
         if L:
-            yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", 1)
-            yield self.moment("in the first block's backward pass", True, head * before, one, one_is, 1)
+            yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", held)
+            yield self.moment("in the first block's backward pass", True, head * before, one, one_is, held)
         if L < self.shape.n_layer:
             yield self.moment("in a block that does not learn", before, 0, *self.frozen_block(), 0)
-        yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, 1)
+        yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, held)
         yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 3)
 
     def frozen_block(self) -> tuple[float, str]:
@@ -168,13 +179,16 @@ class Run:
             parts["collected"] = 4 * whole, "4 bytes for each of the embeddings and of two blocks, whole"
         held = 4 * self.learning * gradients / self.parts + heads * 4 * V * C
         adamw_is = f"2 × 4 bytes for each of {self.learning:,} that learn{share}"
+        graded = f"{self.n_at_once:,} {'of the ' * self.in_chunks}graded tokens{' at a time' * self.in_chunks}"
         of = f"{self.n_logits:,} {'in the vocabulary' if self.tied else 'classes'}"
-        logits_are = f"{logits} × 4 bytes × N × V: {self.n_graded:,} graded tokens × {of}"
+        logits_are = f"{logits} × 4 bytes × N × V: {graded} × {of}"
         parts["gradients"] = held, " + ".join(gradients_are) or "none then"
         parts["AdamW"] = 8 * self.learning / self.parts, adamw_is
         parts["activations"] = activations, they_are
-        parts["logits"] = logits * 4 * self.n_graded * self.n_logits, logits_are
+        parts["logits"] = logits * 4 * self.n_at_once * self.n_logits, logits_are
         if self.device != "cpu":
+            tensors = sum(n for n, _ in parts.values())
+            parts["gaps"] = GPU_GAPS * tensors, f"{GPU_GAPS} × all of that: the allocator's, between tensors"
             parts["context"] = CONTEXT, "the driver's: an estimate, not measured here"
             return Moment(when, parts)
         python_is = f"{size(self.imported)} when imported + {size(BUFFERS)} at work"
@@ -184,7 +198,7 @@ class Run:
         return Moment(when, parts)
 
     def changed(self, **settings: Any) -> "Run":
-        return Run(replace(self.config, **settings), self.shape, self.imported)
+        return Run(replace(self.config, **settings), self.shape, self.imported, self.memory)
 
     def peak(self) -> Moment:
         return max(self.moments(), key=Moment.total)

@@ -6,14 +6,13 @@ python -m run.plan --init-from gpt2 --method lora --memory 6GB
 import itertools
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from cli import Mistake, command_line, flag
 from model.lora import targets_of
-from run.device import NAMES, choose_device, peak_mb
-from run.memory import Run, size
+from run.device import NAMES, choose_device, memory_there, peak_mb
+from run.memory import IMPORTED, Run, size
 from store.checkpoint import config_of
 
 METHODS = ("pretrain", "sft", "lora", "adapter", "prefix", "prompt", "classifier", "mlm")
@@ -58,14 +57,14 @@ def main(config: Config) -> None:
         config = replace(config, device=str(choose_device("auto")))
     measured = peak_mb(torch.device("cpu"))  # nothing but imports has taken memory yet
     shape = config_of(config.init_from)
-    run = Run(config, shape, measured * 1e6) if measured else Run(config, shape)
+    limit = bytes_of(config.memory) if config.memory else memory_there(torch.device(config.device))
+    run = Run(config, shape, measured * 1e6 if measured else IMPORTED, limit)
     if config.block_size > shape.block_size - run.P:
         less = f", of which a prefix takes {run.P}" if run.P else ""
         there = f"{shape.block_size} tokens of {config.init_from}{less}"
         raise Mistake(f"--block-size {config.block_size} is beyond the {there}")
     if run.n_learning > shape.n_layer:
         raise Mistake(f"--learn {config.learn} is beyond the model's {shape.n_layer} blocks")
-    limit = bytes_of(config.memory) if config.memory else memory_there(torch.device(config.device))
     print(page(run) + (f"\n\n{verdict(run, limit)}" if limit else ""))
 
 
@@ -96,18 +95,6 @@ def bytes_of(memory: str) -> float:
     if not number or not float(number[1]):
         raise Mistake(f"--memory must be a number of MB, GB, MiB or GiB, like 8GB; got {memory!r}")
     return float(number[1]) * (1024 if number[3] else 1000) ** (2 if number[2] in "mM" else 3)
-
-
-def memory_there(device: torch.device) -> float | None:
-    """What a run may take of a GPU's memory, or of the machine's; None if that is unknown."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        return torch.cuda.mem_get_info(device)[0]  # others, a screen among them, hold the rest
-    if device.type == "mps" and torch.backends.mps.is_available():
-        return torch.mps.recommended_max_memory()
-    meminfo = Path("/proc/meminfo")  # Linux alone has it
-    text = meminfo.read_text() if device.type == "cpu" and meminfo.is_file() else ""
-    there = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(there[1]) * 1024 if there else None
 
 
 def ways_to_fit(run: Run, limit: float) -> list[tuple[str, float]]:

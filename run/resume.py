@@ -4,6 +4,7 @@ OUT/last.pt holds all that a later step depends on: what learns, optimizer, grad
 and how far the run was. The order of the data needs no more than the seed and the step (data/batches.py).
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -143,7 +144,8 @@ class Saves:
         if rank == 0:
             path = self.out / "last.pt"
             checkpoint.refuse_if_not_finite(learns, path)
-            files.bring_to_disk(self.out / "metrics.csv")
+            with contextlib.suppress(PermissionError):  # on Windows, while a program like Excel has it open
+                files.bring_to_disk(self.out / "metrics.csv")
             contents = {"step": done, "config": settings(self.config), **self.began_with, "learns": learns}
             contents |= {"optimizer": optimizer, "scale": (self.scale.scale, self.scale.good_steps)}
             checked.write(path, contents | {"random": random, "so_far": self.so_far})
@@ -173,6 +175,8 @@ def get_random() -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
@@ -180,6 +184,8 @@ def put_random(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
 
 
 def cut_metrics(path: Path, heading: Sequence[str], steps: int) -> str:

@@ -1,5 +1,6 @@
 """What is the same around every training run: the device, the seed, the run folder, saves, Ctrl-C, the progress."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -42,6 +43,8 @@ class Session:
         if config.shard and self.n_ranks == 1:
             raise Mistake("--shard splits a model over processes: start two or more with torchrun --nproc-per-node N")
         self.device = device.choose_device(config.device)
+        if self.n_ranks > 1 and self.device.index is not None:
+            raise Mistake(f"torchrun gives each process a GPU of its own: --device cuda, not {config.device}")
         if self.n_ranks > 1 and self.device.type == "mps":
             raise Mistake("several processes can share CUDA GPUs or CPUs, not an Apple GPU: give --device cpu")
         self.lock = None
@@ -50,6 +53,7 @@ class Session:
         if self.rank == 0 and not config.show_batch:
             check_folder(self.out, config.resume)
             self.lock = files.lock(self.out) if self.out.exists() else None
+        self.unwritten = ""  # rows of metrics.csv that wait, while a program like Excel keeps it from being written
         torch.manual_seed(config.seed)
 
     def place(self, model: GPT) -> None:
@@ -168,13 +172,19 @@ class Session:
 
     def _row(self, *values: float | None) -> None:
         row = [*values, self.so_far["graded_tokens"], round(self.so_far["seconds"], 3)]
-        self.write("metrics.csv", ",".join("" if value is None else str(value) for value in row) + "\n", "a")
+        self.unwritten += ",".join("" if value is None else str(value) for value in row) + "\n"
+        with contextlib.suppress(PermissionError):
+            self.write("metrics.csv", self.unwritten, "a")
+            self.unwritten = ""
 
     def finish(self, held_out_nll: float, sample: str, checkpoint_bytes: int) -> dict[str, Any]:
         """Prints and keeps what came out: sample.txt, the last row of metrics.csv, the costs. Returns the numbers."""
         ranks.mean(0)  # waits until all ranks are done: the first deletes last.pt next
         self.saves.save_if_best(held_out_nll)
         self._row(self.config.steps, None, held_out_nll, None, None)
+        if self.unwritten:
+            n = self.unwritten.count("\n")
+            print(f"{self.out}/metrics.csv lacks its last {n:,} rows: another program has it open")
         self.write("sample.txt", sample + "\n")  # the sign that the run is finished
         if self.rank == 0:
             for file in ("last.pt", ".lock"):

@@ -30,7 +30,7 @@ from model.gpt import GPT, CausalSelfAttention, GPTConfig, visible_in
 from model.head import let_learn, new_head
 from model.lora import apply_lora
 from model.prefix import apply_prefix, apply_soft_prompt
-from run import plan, show
+from run import device, plan, show
 from run.device import cpu_bf16_units
 from run.memory import Run
 from store.checkpoint import save_model
@@ -122,6 +122,8 @@ RUNS = {
     "LoRA, bf16": {"method": "lora", "precision": "bf16"},
     "adapter": {"method": "adapter"},
     "adapter, bf16": {"method": "adapter", "precision": "bf16", "width": 40, "mlp_only": True},
+    "head in chunks, bf16": {"batch_size": 24, "checkpoint_activations": True, "precision": "bf16"},
+    "LoRA, head in chunks": {"method": "lora", "batch_size": 12, "checkpoint_activations": True},
     "prefix": {"method": "prefix", "block_size": 112},
     "prompt": {"method": "prompt", "block_size": 64, "length": 64},
     "prompt, checkpointed": {"method": "prompt", "block_size": 64, "length": 64, "checkpoint_activations": True},
@@ -296,11 +298,12 @@ def say(flags, monkeypatch, capsys):
 
 
 def test_the_page_shows_each_part_and_what_fits(monkeypatch, capsys):
-    flags = "--init-from gpt2 --method sft --device cuda --precision bf16 --block-size 1024 --batch-size 4 --memory 6GB"
+    flags = "--init-from gpt2 --method sft --device cuda --precision bf16 --block-size 1024 --batch-size 4 --memory 4GB"
     said = say(flags.split(), monkeypatch, capsys).out
-    for words in ("parameters", "AdamW", "2 × 4 bytes for each of 124,439,808", "logits", "context", "peak"):
+    parts = ("parameters", "AdamW", "2 × 4 bytes for each of 124,439,808", "1,024 of the graded tokens at a time")
+    for words in (*parts, "gaps", "context", "peak"):
         assert words in said
-    assert "This does not fit 6.0 GB. What would:" in said and "--batch-size" in said
+    assert "This does not fit 4.0 GB. What would:" in said and "--checkpoint-activations" in said
     assert "This fits 80.0 GB." in say([*flags.split()[:-1], "80GB"], monkeypatch, capsys).out
 
 
@@ -315,7 +318,7 @@ def test_of_several_processes_each_holds_its_rows_and_with_shard_its_part(monkey
 
 def test_where_no_one_says_what_memory_there_is_the_page_comes_without_a_verdict(tmp_path, monkeypatch, capsys):
     """As on a Mac's CPU, which has no /proc."""
-    monkeypatch.setattr(plan, "Path", lambda name: tmp_path / "nowhere")
+    monkeypatch.setattr(device, "Path", lambda name: tmp_path / "nowhere")
     said = say(["--init-from", "gpt2", "--device", "cpu", "--precision", "fp32"], monkeypatch, capsys)
     assert "peak" in said.out and "This " not in said.out and said.err == ""
 

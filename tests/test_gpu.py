@@ -1,0 +1,377 @@
+"""What a GPU, an Apple GPU and Windows need, held without one: fakes stand for what is not here (docs/gpu.md)."""
+
+import contextlib
+import functools
+import io
+import os
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import metrics, weights
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+import train_sft
+from benchmarks import measure
+from benchmarks.gpu import cost, page, same
+from cli import Mistake
+from data import files
+from data.batches import collate
+from data.examples import n_to_judge_by, next_token
+from model import gpt, large_head
+from model.gpt import Block
+from model.lora import apply_lora
+from run import device, fits, ranks, resume
+from run.session import Session
+
+ROOT = Path(__file__).parent.parent
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+CONFIG = SimpleNamespace(checkpoint_activations=False, shard=False, dropout=0.0, batch_size=8, block_size=1024)
+
+
+def config(**settings):
+    return SimpleNamespace(**{**vars(CONFIG), **settings})
+
+
+# ---- the head in chunks, and padded ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chunks_of_7(monkeypatch):
+    for module in (gpt, large_head, device):
+        monkeypatch.setattr(module, "CHUNK", 7)
+
+
+def loss_and_gradients(model, batch):
+    """The scripts' lines."""
+    model.zero_grad()
+    inputs, targets, graded, positions = batch
+    log_p = model(inputs, graded, positions).log_softmax(-1)
+    nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)
+    nll.sum().backward()
+    return nll.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def batch():
+    rows = torch.randint(61, (4, 17), generator=torch.Generator().manual_seed(0)).numpy()
+    return collate([next_token(row, row % 4 > 0) for row in rows])
+
+
+@pytest.mark.parametrize("learns", ["all", "LoRA"])
+@pytest.mark.parametrize("form", ["head_in_chunks", "head_padded"])
+def test_both_forms_of_the_head_compute_what_the_plain_one_does(model, batch, form, learns, chunks_of_7, monkeypatch):
+    if learns == "LoRA":
+        apply_lora(model, 3, 7.0, 0.0)
+    heights, linear = [], large_head.F.linear
+    plain_loss, plain = loss_and_gradients(model, batch)
+    setattr(model, form, True)
+    monkeypatch.setattr(
+        large_head.F, "linear", lambda *args: heights.append((len(args[0]), len(args[1]))) or linear(*args)
+    )
+    logits, computed = model.logits, []
+    monkeypatch.setattr(model, "logits", lambda h: computed.append(len(h)) or logits(h))
+    loss, found = loss_and_gradients(model, batch)
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=1e-6)
+    assert found.keys() == plain.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-5, atol=1e-5)
+    n = int(batch.graded.sum())
+    if form == "head_padded":
+        assert (n, 64) in heights, "61 tokens in the vocabulary"
+    else:
+        assert max(computed) == 7 and sum(computed) == 2 * n, "each chunk twice"
+
+
+def test_logits_of_few_positions_are_the_plain_tensor(model, batch):
+    """What one steps through; and what generate, and a picture of likeliest tokens, read."""
+    model.head_in_chunks = True
+    assert isinstance(model(batch.inputs, batch.graded), torch.Tensor)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_run_with_the_head_in_chunks_has_the_losses_of_one_without(train, precision, chunks_of_7, capsys):
+    """fp16 too, whose gradients are scaled where they enter the logits."""
+    settings = {"steps": 5, "learning_rate": 3e-3, "precision": precision}
+    _, plain = train("sft", **settings)
+    assert "at a time" not in capsys.readouterr().out
+    _, run = train("sft", **settings, checkpoint_activations=True)
+    assert "head and loss 7 positions at a time, for less memory" in capsys.readouterr().out
+    for column in ("loss", "grad_norm"):
+        expected, found = ([float(value) for value in metrics(which, column)] for which in (plain, run))
+        assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 2e-2)
+
+
+def test_the_head_is_in_chunks_where_its_logits_would_take_a_quarter_of_a_gpu():
+    def chosen(memory=80e9, place=CUDA, positions=8192, **settings):
+        return device.head_in_chunks(config(**settings), place, positions, 50257, memory)
+
+    assert not chosen() and chosen(memory=8e9) and chosen(memory=8e9, place=MPS)
+    assert not chosen(memory=8e9, place=CPU) and not chosen(memory=None)
+    assert chosen(checkpoint_activations=True) and chosen(checkpoint_activations=True, place=CPU)
+    assert not chosen(checkpoint_activations=True, shard=True), "the weights are not there when the loss is computed"
+    assert not chosen(checkpoint_activations=True, positions=1024)
+
+
+def test_the_head_is_padded_on_a_gpu_in_half_precision_alone(model, monkeypatch):
+    monkeypatch.setattr(device, "memory_there", lambda device: None)
+    for place, precision, padded in [(CUDA, "bf16", True), (CUDA, "fp32", False), (CPU, "bf16", False)]:
+        device.set_up(model, config(compile=False, precision=precision), place)
+        assert model.head_padded is padded
+
+
+def test_a_step_looks_for_graded_positions_twice_and_not_again_in_the_backward_pass(model, batch):
+    """On a GPU the host waits each time: once for the states, once for the targets."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        loss_and_gradients(model, batch)
+    assert [event.count for event in profiler.key_averages() if event.key == "aten::nonzero"] == [2]
+
+
+# ---- CUDA --------------------------------------------------------------------------------------------------------
+
+
+def test_cuda_1_becomes_the_current_gpu_and_cudnn_plans_no_attention(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    device.prepare_cuda(torch.device("cuda:1"))
+    device.prepare_cuda(CUDA)  # a rank's own, which run/ranks.py has set
+    assert chosen == [torch.device("cuda:1")] and not torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def test_a_gpu_without_kernels_is_a_sentence(monkeypatch):
+    def no_kernel(*args):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torch, "ones", lambda *size, **how: SimpleNamespace(add=no_kernel))
+    monkeypatch.setattr(device, "prepare_cuda", lambda device: None)
+    with pytest.raises(
+        Mistake, match="--device cuda is not usable here: CUDA error: no kernel image is available for exe"
+    ):
+        device.choose_device("cuda")
+
+
+@pytest.mark.parametrize("share, expected", [(1.0, 7e9), (0.5, 4e9)])
+def test_memory_there_is_what_others_and_a_budget_leave(monkeypatch, share, expected):
+    def fraction(index):
+        assert isinstance(index, int), "a device without a number is refused"
+        return share
+
+    for name, answer in [("is_available", True), ("current_device", 0), ("memory_reserved", 1e9)]:
+        monkeypatch.setattr(torch.cuda, name, lambda *device, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6e9, 8e9))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", fraction)
+    assert device.memory_there(CUDA) == expected
+
+
+def test_compiling_without_triton_is_refused(monkeypatch):
+    from torch.utils import _triton
+
+    monkeypatch.setattr(_triton, "has_triton", lambda: False)
+    with pytest.raises(Mistake, match="--compile needs Triton on this GPU: install it"):
+        device.check_compiler(CUDA)
+
+
+def test_no_kind_of_rows_makes_compiled_blocks_fall_back(model, monkeypatch):
+    """LoRA, packed rows and padded ones, of two lengths, with an evaluation after each."""
+    apply_lora(model, 3, 7.0, 0.0)
+    monkeypatch.setattr(Block, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 8  # PyTorch's own
+    model.compile_blocks()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for B, T in [(4, 16), (3, 12)]:
+            tokens = torch.ones(B, T, dtype=torch.long)
+            for positions in (None, torch.arange(T) % 4 * torch.ones(B, 1, dtype=torch.long)):
+                model(tokens, positions=positions).sum().backward()
+                with torch.no_grad(), gpt.evaluating(model):
+                    model(tokens, positions=positions)
+
+
+def joined(monkeypatch, device_name, nccl=True):
+    asked = []
+    for name, answer in [("is_available", True), ("device_count", 1), ("set_device", None)]:
+        monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: asked.extend(args) or answer)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: asked.append(backend))
+    monkeypatch.setattr(ranks.atexit, "register", lambda leave: None)
+    for name, value in [("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_RANK", "0")]:
+        monkeypatch.setenv(name, value)
+    ranks.join(device_name)
+    return asked
+
+
+def test_ranks_on_a_cpu_leave_the_gpus_of_the_machine_alone(monkeypatch):
+    assert joined(monkeypatch, "cpu") == ["gloo"]
+
+
+def test_ranks_on_gpus_speak_nccl_and_without_it_as_on_windows_gloo(monkeypatch):
+    assert joined(monkeypatch, "auto") == [0, "cpu:gloo,cuda:nccl"]
+    assert joined(monkeypatch, "auto", nccl=False) == [0, "gloo"]
+
+
+def test_ranks_on_one_named_gpu_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(ranks, "rank_and_size", lambda: (0, 2))
+    monkeypatch.setattr(device, "choose_device", torch.device)
+    with pytest.raises(Mistake, match="torchrun gives each process a GPU of its own: --device cuda, not cuda:1"):
+        Session(train_sft.Config(instructions="x", init_from="x", out=str(tmp_path / "run"), device="cuda:1"))
+
+
+def test_a_whole_optimizer_is_split_before_it_reaches_the_device(model):
+    """FSDP in one rank: what `like` makes of a saved tensor has parts, as the parameter has."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        ranks._shard(model, CPU)
+        parameter, saved = model.blocks[0].mlp.up_proj.weight, torch.ones(48, 12)
+        assert type(ranks.like(saved, parameter)) is type(parameter.data) is not torch.Tensor
+        assert ranks.like(torch.tensor(3.0), parameter).dim() == 0, "AdamW's number of steps has none"
+    finally:
+        dist.destroy_process_group()
+
+
+def test_ddp_averages_the_gradients_of_a_head_in_chunks_too(model, batch, chunks_of_7):
+    """The head is then computed after the forward pass that DDP knows of."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        _, plain = loss_and_gradients(model, batch)
+        ranks._replicate(model, 1)
+        model.head_in_chunks = True
+        _, found = loss_and_gradients(model, batch)
+        for name, gradient in plain.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5)
+    finally:
+        dist.destroy_process_group()
+
+
+# ---- Apple and Windows -------------------------------------------------------------------------------------------
+
+
+def test_checkpointing_with_dropout_is_refused_on_an_apple_gpu():
+    for drops in ({"dropout": 0.1}, {"lora_dropout": 0.1}):
+        with pytest.raises(Mistake, match="--checkpoint-activations with dropout has wrong gradients on an Apple GPU"):
+            device.refuse_wrong_gradients(config(checkpoint_activations=True, **drops), MPS)
+        device.refuse_wrong_gradients(config(checkpoint_activations=True, **drops), CUDA)
+    device.refuse_wrong_gradients(config(checkpoint_activations=True), MPS)
+
+
+def test_an_apple_gpus_random_state_is_saved_and_brought_back(monkeypatch):
+    brought_back = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([7]))
+    monkeypatch.setattr(torch.mps, "set_rng_state", brought_back.append)
+    resume.put_random(resume.get_random())
+    assert [state.item() for state in brought_back] == [7]
+
+
+def test_a_file_is_opened_to_write_before_it_is_brought_to_disk(tmp_path, monkeypatch):
+    """Windows refuses fsync of one that is open to read."""
+    how, opened = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, flags, *mode: how.append(flags) or opened(path, flags, *mode))
+    (tmp_path / "x").write_text("x")
+    files.bring_to_disk(tmp_path / "x")
+    assert how[0] & os.O_RDWR
+
+
+@pytest.mark.parametrize(
+    "locked, said", [(2, ""), (99, "metrics.csv lacks its last 2 rows: another program has it open")]
+)
+def test_a_metrics_file_that_excel_has_open_ends_no_run(train, monkeypatch, capsys, locked, said):
+    """On Windows it cannot be written then. The rows wait."""
+    write, tries = Session.write, []
+
+    def refused(session, name, text, mode="w"):
+        if mode == "a":
+            tries.append(text)
+            if 1 < len(tries) <= 1 + locked:
+                raise PermissionError(13, "Permission denied")
+        write(session, name, text, mode)
+
+    monkeypatch.setattr(Session, "write", refused)
+    _, run = train("sft", steps=4 if locked == 2 else 2)
+    lines = (run / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == (["0", "1", "2", "3", "4"] if locked == 2 else ["0"])
+    assert said in capsys.readouterr().out
+
+
+def test_no_file_imports_a_module_that_windows_lacks_before_it_knows_where_it_is():
+    for path in [
+        *ROOT.glob("*.py"),
+        *(p for room in ("run", "data", "store", "benchmarks") for p in ROOT.glob(f"{room}/**/*.py")),
+    ]:
+        at_the_top = re.findall(
+            r"^(?:import|from) (resource|fcntl|pwd|grp|termios)\b", path.read_text("utf-8"), re.MULTILINE
+        )
+        assert not at_the_top, path
+
+
+# ---- evaluation, the table and the page --------------------------------------------------------------------------
+
+
+def test_at_most_1024_records_are_held_out_but_all_if_all_are_asked_for():
+    held_out = {(0.1, 3): 1, (0.1, 6900): 690, (0.1, 52_000): 1024, (1, 52_000): 52_000}
+    assert {asked: n_to_judge_by(*asked) for asked in held_out} == held_out
+
+
+def test_the_table_of_what_fits_is_the_plans():
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        fits.main()
+    assert out.getvalue() in (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+
+
+def test_the_benchmark_of_a_gpu_runs_in_a_tiny_shape_and_writes_its_page(tmp_path, monkeypatch):
+    monkeypatch.setitem(measure.SIDES, "cpu", (64,))
+    measure.matmul_peak.cache_clear()
+    page.main(["--tiny", "--device", "cpu", "--out", str(tmp_path)])
+    measure.matmul_peak.cache_clear()
+    said = (tmp_path / "cpu-tiny.md").read_text(encoding="utf-8")
+    assert "A trial of the program in a tiny shape: no figure here means anything." in said
+    assert "\nbroke: none" in said, said
+    assert re.search(
+        r"^\| fp32: loss of 2 steps, CPU and GPU, .* \| 0 \| at most 0.0001 \| met \|$", said, re.MULTILINE
+    )
+    assert "fp32, deterministic algorithms: resumed to the bit | yes | yes | met |" in said
+    for part in page.parts():
+        assert f"\n## {part}\n" in said
+
+
+def test_a_check_that_breaks_and_one_that_misses_hide_no_other(tmp_path, monkeypatch):
+    def breaks(on, tell):
+        raise RuntimeError("CUDA error:\nan | illegal address")
+
+    def other(on, tell):
+        tell("speed", 0.5, low=1.0)
+
+    monkeypatch.setattr(page, "parts", lambda: {"a": ([breaks, other], 1), "b": ([other], 1)})
+    assert page.main(["--tiny", "--device", "cpu", "--out", str(tmp_path)]) == 1
+    said = (tmp_path / "cpu-tiny.md").read_text(encoding="utf-8")
+    assert "| breaks | RuntimeError: CUDA error: an / illegal address |  | broke |" in said
+    assert said.count("| speed | 0.5 | at least 1 | missed |") == 2 and "missed: speed, speed" in said
+
+
+def test_a_part_that_dies_or_hangs_is_told_and_keeps_what_it_told(tmp_path):
+    for number, (code, words) in enumerate(
+        [("1 / 0", "ZeroDivisionError"), ("import time; time.sleep(99)", "took longer")]
+    ):
+        tell = page.Notes(tmp_path / str(number))
+        tell("before", 1.0)
+        page.in_a_process([sys.executable, "-c", code], 2, "part", tell)
+        before, after = tell.all()
+        assert before.found == "1" and after.verdict == "broke" and words in after.found
+
+
+def test_transformers_is_given_padded_rows_and_grades_what_we_grade():
+    pytest.importorskip("transformers")
+    rows = [next_token(torch.arange(n).numpy(), torch.arange(n).numpy() > n // 2) for n in (6, 9, 12)]
+    model = cost.who.transformers_model(cost.Shape(1, 2, 8, 61, 16, 3), CPU)
+    assert cost.padded(model, rows, 3)() == sum(int(row.graded.sum()) for row in rows)
+
+
+def test_a_resumed_run_is_compared_by_what_it_has_saved(train):
+    _, run = train("lora", steps=1)
+    assert same.learned(run).keys() == weights(run).keys()
