@@ -196,7 +196,8 @@ def from_labelled(
     of_each = ", ".join(f"{name} {counts[0][n]:,} and {counts[1][n]:,}" for n, name in enumerate(names))
     print(f"{path}: {len(train):,} {'texts' if labelled else 'sentences'}, and {len(judge):,} held out: {of_each}")
     if n_cut := n_cut + n_cut_of_judge:
-        lost = "the words that do not fit are not graded" if tagged else "graded is the last token that is left"
+        graded = "the first" if frame(how.tokenizer)[0] else "the last token that is left"
+        lost = "the words that do not fit are not graded" if tagged else f"graded is {graded}"
         print(f"{path}: {n_cut:,} of {len(records):,} are longer than --block-size {how.block_size}: cut there, {lost}")
     if not judge or (not train and how.held_out < 1):
         raise Mistake(

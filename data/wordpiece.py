@@ -11,6 +11,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class WordPiece(tiktoken.Encoding):
         self.of_texts = np.setdiff1d(np.arange(len(vocabulary)), [self.ids[token] for token in SPECIAL])  # ids
         self.clean = EachCharacter(cleaned_and_chinese_apart if chinese_apart else cleaned)
         self.apart = EachCharacter(punctuation_apart)
-        self.known: dict[str, list[int]] = {}  # words that were met before, and their ids
+        self.pieces_of = lru_cache(2**17)(self.pieces)  # most words of a text come again
 
     @property
     def n_vocab(self) -> int:
@@ -107,25 +108,22 @@ class WordPiece(tiktoken.Encoding):
     def pieces(self, word: str) -> list[int]:
         """The longest piece that the word begins with, then the longest that goes on with it, and so on; [UNK] for a
         word that cannot be made of pieces."""
+        if len(word) > LONGEST_WORD:
+            return [self.unk]
         ids: list[int] = []
         start = 0
         while start < len(word):
             end, before = len(word), "##" if start else ""
             while end > start and before + word[start:end] not in self.ids:
                 end -= 1
-            if end == start or len(word) > LONGEST_WORD:
+            if end == start:
                 return [self.unk]
             ids.append(self.ids[before + word[start:end]])
             start = end
         return ids
 
     def encode_ordinary(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for word in self.words(text):
-            if word not in self.known:
-                self.known[word] = self.pieces(word)
-            ids += self.known[word]
-        return ids
+        return [number for word in self.words(text) for number in self.pieces_of(word)]
 
     def encode_to_numpy(self, text: str, **_: Any) -> np.ndarray:
         return np.array(self.encode_ordinary(text), np.uint32)
@@ -165,7 +163,10 @@ def load_wordpiece(folder: str | Path, vocab_size: int) -> WordPiece:
         if (model["type"], how["type"]) != ("WordPiece", "BertNormalizer"):
             raise ValueError(f"it is of the type {model['type']} and {how['type']}; only WordPiece is BERT's")
         how = {"strip_accents": how["strip_accents"], "tokenize_chinese_chars": how["handle_chinese_chars"], **how}
-        return _fitted(sorted(model["vocab"], key=model["vocab"].get), how["lowercase"], vocab_size, how)
+        tokens = sorted(model["vocab"], key=model["vocab"].get)
+        if [model["vocab"][token] for token in tokens] != list(range(len(tokens))):
+            raise ValueError("its ids must count up from 0")
+        return _fitted(tokens, how["lowercase"], vocab_size, how)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"{file} cannot be used: {error}") from error
 

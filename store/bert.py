@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cli import listed
 from model.bert import BERT, EPS, BERTConfig
 from model.head import Classes
 
@@ -126,13 +127,11 @@ def bare(name: str) -> str:
 
 
 def weights_from(tensors: dict[str, Tensor], config: BERTConfig) -> dict[str, Tensor]:
-    """The weights under our names. What stands before a head that the file does not have begins anew."""
+    """The weights under our names. What stands before a head that the file does not have begins anew, and is named."""
     found = {bare(name): tensor for name, tensor in tensors.items()}
-    if len(found) < len(tensors):
+    given = set(found)
+    if len(given) < len(tensors):
         raise ValueError("some weights are in it twice, under names that differ in what stands before them")
-    for name in ("cls.predictions.decoder.weight", "vocab_projector.weight"):
-        if name in found and not torch.equal(found[name].float(), found["embeddings.word_embeddings.weight"].float()):
-            raise ValueError(f"{name} differs from the embedding: a head that is not tied is not built here")
     with torch.device("meta"):
         own = BERT(config).state_dict()
     ours: dict[str, Tensor] = {}
@@ -141,6 +140,11 @@ def weights_from(tensors: dict[str, Tensor], config: BERTConfig) -> dict[str, Te
         if their not in found and not name.startswith(BEFORE_A_HEAD):
             raise ValueError(f"it lacks {their}")
         ours[name] = found.pop(their) if their in found else begun(name, tensor.shape)
+    if anew := [name for name in own if bare(theirs(name, config)) not in given]:
+        print(f"weights that the model does not have begin anew: {listed(anew)}")
+    for name in ("cls.predictions.decoder.weight", "vocab_projector.weight"):
+        if name in found and not torch.equal(found[name].float(), ours["wte.weight"].float()):
+            raise ValueError(f"{name} differs from the embedding: a head that is not tied is not built here")
     for name in ("head.weight", "head.bias"):
         if name.replace("head", "classifier") in found:
             ours[name] = found.pop(name.replace("head", "classifier"))

@@ -304,9 +304,11 @@ def test_a_run_from_a_folder_of_transformers_is_opened_judged_and_exported(
         assert capsys.readouterr().out.strip()
 
 
-def test_a_resumed_run_is_bit_equal_to_one_in_one_go(train, saved, tmp_path, monkeypatch):
+def test_a_resumed_run_is_bit_equal_to_one_in_one_go(train, saved, tmp_path, monkeypatch, capsys):
     """From a folder without the pooler, which begins anew, the same each time."""
     _, folder = saved("BertForMaskedLM")
+    open_run(folder)
+    assert "weights that the model does not have begin anew: pooler.weight, pooler.bias\n" in capsys.readouterr().out
     settings = {"learn": "last-1", "steps": 12, "dropout": 0.1, "learning_rate": 0.01}
     _, whole = run_of(train, "classifier", folder, **settings)
     out, log = tmp_path / "broken", Session.log

@@ -14,7 +14,7 @@ from model.generate import generate
 from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora, lora_layers, merge
 from store import checkpoint, hugging_face
-from store.learned import load_adapter, new_head, read_learned
+from store.learned import load_adapter, read_learned
 from store.peft import NAME, adapter_of
 from store.safetensors import read_safetensors, write_safetensors
 
@@ -457,15 +457,12 @@ def test_a_base_that_has_moved_or_changed_is_named_and_leaves_no_folder(train, b
 
 
 def test_a_run_of_which_a_part_has_learned_is_exported_as_a_model_and_other_parts_are_refused(base, tmp_path):
-    for what, sentence in [("norm", ""), ("both", "more than one adapter"), ("head", "more than one adapter")]:
+    for what, sentence in [("norm", ""), ("both", "more than one adapter")]:
         opened = checkpoint.open_run(base)
         model = opened.model().requires_grad_(False)
         if what == "both":
             apply_lora(model, 2, 4)
-        if what == "head":
-            new_head(model, 3)
-        else:
-            torch.nn.init.normal_(model.ln_f.requires_grad_(True).weight, std=3.0)  # for logits of some size
+        torch.nn.init.normal_(model.ln_f.requires_grad_(True).weight, std=3.0)  # for logits of some size
         (tmp_path / what).mkdir()
         checkpoint.save(tmp_path / what, model, opened)
         if not sentence:

@@ -149,6 +149,7 @@ def test_a_tokenizer_comes_back_from_its_folder_and_from_that_of_transformers(tm
     assert theirs_of(read, fuzz(99)) == [ours.encode_ordinary(text) for text in fuzz(99)]
 
 
+NORMALIZER = '{"type": "BertNormalizer", "strip_accents": null, "handle_chinese_chars": true}'
 BAD = [
     (
         {"vocab.txt": "a\nb\n"},
@@ -158,6 +159,10 @@ BAD = [
     ({"vocab.txt": "\n".join([*SPECIAL, *"abcdef"])}, "it has 11 tokens, and the model 9: they do not belong together"),
     ({}, r"lacks the vocab.txt, or the tokenizer.json, of its model: copy it there too"),
     ({"tokenizer.json": '{"model": {"type": "BPE"}, "normalizer": {"type": "NFC"}}'}, "of the type BPE and NFC; only"),
+    (
+        {"tokenizer.json": '{"model": {"type": "WordPiece", "vocab": {"[PAD]": 1}}, "normalizer": ' + NORMALIZER + "}"},
+        "tokenizer.json cannot be used: its ids must count up from 0",
+    ),
     ({"tokenizer.json": "{"}, "tokenizer.json cannot be used: "),
     ({"vocab.txt": "\n".join(SPECIAL), "tokenizer_config.json": "[]"}, "vocab.txt cannot be used"),
 ]
