@@ -1,6 +1,6 @@
 """What is predicted: a class instead of a token. Three tasks, who can learn them, and claims 22 to 26.
 
-    lists   the group that most words of a list are in, which pretraining knows
+    lists   the group that all or most words of a list are in, which pretraining knows
     pairs   two words: opposites, of one group, or neither, which no text of the base says
     tags    of each word of a story; above all who gives and who takes, which only the whole sentence tells
 
