@@ -147,7 +147,8 @@ class Run:
             yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", 1)
             yield self.moment("in the first block's backward pass", True, head * before, one, one_is, 1)
         if L < self.shape.n_layer:
-            yield self.moment("in a block that does not learn", before, 0, *self.frozen_block(), 0)
+            there, there_is = self.frozen_block()
+            yield self.moment("in a block that does not learn", before, 0, there, there_is, 0)
         yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, 1)
         yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 3)
 
