@@ -152,7 +152,7 @@ class Run:
         yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, 1)
         yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 3)
 
-    def frozen_block(self) -> tuple[float, str]:
+    def frozen_block(self) -> tuple[int, str]:
         """Of a block through which no gradient passes, at its MLP: the stream, what enters, and both sides of GELU."""
         C, T = self.shape.n_embd, self.config.block_size
         there = self.positions * (4 * C + 9 * C * self.width + (T if self.is_masked else 0))
