@@ -29,7 +29,7 @@ base: .venv/run
 # the encoder of data/builtin, trained anew into runs/encoder: the base learns to tell masked tokens from both sides; ten
 # minutes on two cores; called again, it goes on
 encoder: .venv/run
-	test -e runs/world-3 || $(VENV) -m world --out runs/world-3 --documents 200000 --seed 3 --mixture last
+	test -e runs/world-3 || $(VENV) -m world --out runs/world-3 --documents 130000 --seed 3 --mixture last
 	$(VENV) train_mlm.py --block-size 256 --batch-size 8 --eval-every 1000 --save-minutes 5 --text runs/world-3/base.jsonl --init-from data/builtin/base --steps 4000 --learning-rate 2e-3 --out runs/encoder $(call RESUME,encoder)
 
 # the diffs that README.md shows, made anew

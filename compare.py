@@ -295,7 +295,7 @@ def one_seed_of_task(config: Config, family: Family, folder: Path, seed: int, y:
 FAMILIES = {
     "core": Family(methods_of_core, one_seed, evidence.gather, claims.CLAIMS, report.page, plot.comparison),
     "peft": Family(methods_of_peft, one_seed, frozen.gather, frozen.CLAIMS, report.page, plot.learned),
-    "task": Family(methods_of_task, one_seed_of_task, tasks.gather, tasks.CLAIMS, tasks.page, tasks.plot),
+    "task": Family(methods_of_task, one_seed_of_task, tasks.gather, tasks.CLAIMS, tasks.page, plot.classes),
 }
 
 

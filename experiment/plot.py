@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.frozen import SIZES
+from experiment.tasks import SPLITS
 from run.plot import MISSING, smooth
 
 
@@ -123,3 +124,28 @@ def learned(results: dict[str, Any], out: Path) -> str:
     figure.axes[0].legend(fontsize=8, loc="lower right")
     figure.savefig(out / "learned.png", dpi=120)
     return "Plot: learned.png."
+
+
+def classes(results: dict[str, Any], out: Path) -> str:
+    """Draws what each tells right, on seen and on unseen words, of the first seed, as classes.png in `out`. Returns a
+    sentence that says so, or that matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return f"No plot: {MISSING}."
+    rows = results["evidence"][0]["rows"]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = {"lists: the group of the words": ("lists", ""), "pairs of words": ("pairs", "")}
+    panels |= {"tags: who gives, who takes": ("tags", " roles")}
+    for axes, (title, (task, what)) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
+        asked = {who: of_tasks[task] for who, of_tasks in rows.items() if task in of_tasks}
+        for n, split in enumerate(SPLITS):
+            where = [place + 0.2 * (1 - 2 * n) for place in range(len(asked))]
+            axes.barh(where, [one[split + what]["value"] for one in asked.values()], height=0.4, label=f"{split} words")
+            axes.plot([one[split + what]["chance"] for one in asked.values()], where, "k|", markersize=9)
+        axes.set(title=title, xlabel="told right (|: by chance)", xlim=(0, 1), yticks=range(len(asked)))
+        axes.set_yticklabels(list(asked))
+        axes.invert_yaxis()
+    figure.axes[0].legend(fontsize=8, loc="lower left")
+    figure.savefig(out / "classes.png", dpi=120)
+    return "Plot: classes.png."

@@ -1,6 +1,6 @@
 """What is predicted: a class instead of a token. Three tasks, who can learn them, and claims 22 to 26.
 
-    lists   the group that most words of a list are in, which pretraining knows
+    lists   the group that all or most words of a list are in, which pretraining knows
     pairs   two words: opposites, of one group, or neither, which no text of the base says
     tags    of each word of a story; above all who gives and who takes, which only the whole sentence tells
 
@@ -26,7 +26,6 @@ from experiment.claims import Claim, Finding, said
 from experiment.method import Method
 from experiment.report import aligned, formatted
 from experiment.verdicts import HOLDS, above_chance, beats, both, when
-from run.plot import MISSING
 from run.predict import accuracy, judged
 from store import checkpoint
 
@@ -206,31 +205,3 @@ CLAIMS: dict[str, tuple[str, Claim]] = {
     "25": ("Labelling words gains from seeing both sides.", labelling_sees_both_sides),
     "26": ("SFT tells the same classes in words as well as a head does.", sft_in_words),
 }
-
-
-# ---- the plot ----------------------------------------------------------------------------------------------------
-
-
-def plot(results: dict[str, Any], out: Path) -> str:
-    """Draws what each tells right, on seen and on unseen words, of the first seed, as classes.png in `out`. Returns a
-    sentence that says so, or that matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return f"No plot: {MISSING}."
-    rows = results["evidence"][0]["rows"]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = {"lists: the group of the words": ("lists", ""), "pairs of words": ("pairs", "")}
-    panels |= {"tags: who gives, who takes": ("tags", " roles")}
-    for axes, (title, (task, what)) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
-        asked = {who: of_tasks[task] for who, of_tasks in rows.items() if task in of_tasks}
-        for n, split in enumerate(SPLITS):
-            where = [place + 0.2 * (1 - 2 * n) for place in range(len(asked))]
-            axes.barh(where, [one[split + what]["value"] for one in asked.values()], height=0.4, label=f"{split} words")
-            axes.plot([one[split + what]["chance"] for one in asked.values()], where, "k|", markersize=9)
-        axes.set(title=title, xlabel="told right (|: by chance)", xlim=(0, 1), yticks=range(len(asked)))
-        axes.set_yticklabels(list(asked))
-        axes.invert_yaxis()
-    figure.axes[0].legend(fontsize=8, loc="lower left")
-    figure.savefig(out / "classes.png", dpi=120)
-    return "Plot: classes.png."

@@ -158,11 +158,12 @@ class Run:
             yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", held)
             yield self.moment("in the first block's backward pass", True, head * before, one, one_is, held)
         if L < self.shape.n_layer:
-            yield self.moment("in a block that does not learn", before, 0, *self.frozen_block(), 0)
+            there, there_is = self.frozen_block()
+            yield self.moment("in a block that does not learn", before, 0, there, there_is, 0)
         yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, held)
         yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 3)
 
-    def frozen_block(self) -> tuple[float, str]:
+    def frozen_block(self) -> tuple[int, str]:
         """Of a block through which no gradient passes, at its MLP: the stream, what enters, and both sides of GELU."""
         C, T = self.shape.n_embd, self.config.block_size
         there = self.positions * (4 * C + 9 * C * self.width + (T if self.is_masked else 0))

@@ -11,7 +11,6 @@ import train_mlm
 from cli import Mistake
 from experiment import claims, frozen, tasks
 from experiment.verdicts import FAILS, HOLDS
-from model.head import Classes
 
 WHO = ["frozen head", "last block", "LoRA + head", "all", "random weights", "encoder", "SFT in words"]
 
@@ -53,7 +52,7 @@ def test_all_are_judged_by_the_same_texts_none_of_them_learned(comparison):
             for row in rows[: len(asked)]
         ]
         assert found == found[:1] * len(asked), task
-    assert "tags" not in rows[-1] and rows[0]["tags"]["unseen roles"]["n"] == rows[0]["tags"]["unseen roles"]["n"] > 100
+    assert "tags" not in rows[-1] and len({row["tags"]["unseen roles"]["n"] for row in rows[:-1]}) == 1
     for task in ("lists", "tags"):
         records = {split: set(map(str, of)) for split, of in tasks.records_of("data/builtin", task).items()}
         assert not records["train"] & (records["seen"] | records["unseen"]) and len(records["seen"]) >= 60
@@ -71,7 +70,6 @@ def test_roles_are_those_givers_and_takers_that_are_found():
     counts = torch.tensor([[5, 1, 2], [0, 7, 0], [1, 1, 4]]).numpy()
     share = tasks.roles_found(counts, ["giver", "other", "taker"])
     assert share == {"value": pytest.approx((5 + 4) / (8 + 6)), "n": 14, "chance": 0.5}
-    assert Classes(["giver", "other", "taker"], "word").each == "word"
 
 
 def verdict(evidence, number):

@@ -17,14 +17,16 @@ TAG_OF = {  # the words of a story that are not "other"
 
 
 def labelled(rng: Random, pool: Pool) -> Record:
-    """A list of words as the base text writes it, all or most of one group, which is its label.
+    """A list of one to three words of a group, which is its label, as the base text writes it. Where they are two or
+    more, one list of four has a word of another group too.
 
     >>> labelled(Random(0), seen)
-    {'text': '### List: Instruction rope sail deck. By groups:', 'label': 'rigging'}
+    {'text': '### List: rope sail. By groups:', 'label': 'rigging'}
     """
     group, other = rng.sample(list(GROUPS), 2)
-    most = pool(GROUPS[group])
-    words = rng.sample(most, min(rng.randint(2, 3), len(most))) + [rng.choice(pool(GROUPS[other]))] * rng.randint(0, 1)
+    words = rng.sample(pool(GROUPS[group]), min(rng.randint(1, 3), len(pool(GROUPS[group]))))
+    if len(words) > 1 and rng.random() < 0.25:
+        words.append(rng.choice(pool(GROUPS[other])))
     return {"text": f"### List: {' '.join(rng.sample(words, len(words)))}. By groups:", "label": group}
 
 
@@ -99,7 +101,7 @@ def files(rng: Random) -> dict[str, list[Record]]:
     few opposites to learn from are there eight times, so that they are as frequent as other pairs."""
     made = {}
     for end, pool, share, times in ((".json", seen, 1.0, 8), ("-unseen.json", unseen, 0.2, 1)):
-        made[f"labelled{end}"] = distinct(rng, labelled, pool, int(1200 * share))
+        made[f"labelled{end}"] = distinct(rng, labelled, pool, 1200 if pool is seen else 96)
         related = distinct(rng, one_group, pool, int(300 * share))
         unrelated = distinct(rng, neither, pool, len(related))
         pairs = [*distinct(rng, opposites, pool, 300) * times, *related, *unrelated]
