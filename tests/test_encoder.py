@@ -17,12 +17,12 @@ BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
 ENCODER = BUILTIN / "encoder"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def opened():
     return open_run(ENCODER)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def held_out(opened):
     """The last tenth of the base's kind of text that ships, of which neither model has read anything."""
     rows = from_text(BUILTIN / "base.jsonl", Reading(opened.tokenizer, 256, 0.1))[1]
