@@ -10,7 +10,7 @@ import math
 import secrets
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -110,7 +110,9 @@ class Models:
         return kept[1:]
 
 
-def answer(question: Question, model: GPT, tokenizer: tiktoken.Encoding, config: Any) -> Iterator[dict[str, Any]]:
+def answer(
+    question: Question, model: GPT, tokenizer: tiktoken.Encoding, config: Any
+) -> Generator[dict[str, Any], None, None]:
     """First what the model reads, then each token: its text and probability, and the likeliest; then why it ended.
 
     Probabilities are the model's own, at temperature 1. The last token may be end-of-text.
@@ -164,7 +166,7 @@ class Server(ThreadingHTTPServer):
         frame = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
         return frame.replace("{KNOWN}", json.dumps(known).replace("<", "\\u003c")).encode()
 
-    def answer(self, body: bytes) -> Iterator[dict[str, Any]]:
+    def answer(self, body: bytes) -> Generator[dict[str, Any], None, None]:
         """Ends with {"mistake": …} where an answer cannot be had."""
         try:
             question = read_question(body)
