@@ -54,8 +54,8 @@ def serve(named: list[str], config: Any, device: torch.device) -> None:
 def runs(named: list[str]) -> list[str]:
     """Those named, the base that ships, and every run under runs/, folder by folder."""
     folders = {file.parent for name in FILES for file in Path("runs").rglob(name)}
-    found = sorted(folders, key=lambda folder: (folder.parent, folder.name))
-    return list(dict.fromkeys([*named, *([BUILTIN] if Path(BUILTIN).exists() else []), *map(str, found)]))
+    found = [folder.as_posix() for folder in sorted(folders, key=lambda folder: (folder.parent, folder.name))]
+    return list(dict.fromkeys([*named, *([BUILTIN] if Path(BUILTIN).exists() else []), *found]))
 
 
 # ---- a question and its answer -----------------------------------------------------------------------------------
