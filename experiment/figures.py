@@ -229,10 +229,11 @@ def svg(panel: Panel) -> str:
     """One panel; its text says what it is in words."""
     left = LEFT + (LETTER * max(map(len, panel.names)) - 38 if panel.names else 0)
     height = A_NAME * len(panel.names) + TOP + BELOW if panel.names else HIGH
-    dots = [dot for series in panel.series for dot in (*series.dots, *series.line)]
+    dots = [(x, y) for series in panel.series for x, y, _ in series.dots]
+    dots += [point for series in panel.series for point in series.line]
     level = [panel.chance] if panel.chance is not None else []
-    xs = [dot[0] for dot in dots] + (level if panel.names else [])
-    ys = [dot[1] for dot in dots] + ([] if panel.names else level)
+    xs = [x for x, _ in dots] + (level if panel.names else [])
+    ys = [y for _, y in dots] + ([] if panel.names else level)
     x_ticks = ticks(xs, panel.is_log, panel.x_is_share)
     y_ticks = [*range(len(panel.names))] if panel.names else ticks(ys, False, panel.y_is_share)
     x_of = scale(x_ticks, (left, WIDTH - RIGHT), panel.is_log)

@@ -5,7 +5,7 @@ position instead of the whole row again. Rows of a batch may differ in length.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,7 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
-) -> Iterator[tuple[list[int], Tensor]]:
+) -> Generator[tuple[list[int], Tensor], None, None]:
     """Yields the next token of each row, and the logits that it was drawn from, (B, V), until every row has had stop.
 
     Past the longest row that the model can read, it reads as much of each row's end anew for every token: learned

@@ -79,8 +79,11 @@ def n_changed(one: str, other: str) -> int:
     """The number of lines in which two scripts differ, of both together, as `diff -w -B` compares them."""
     texts = [(ROOT / script).read_text(encoding="utf-8").splitlines() for script in (one, other)]
     lines = [[normalised(line) for line in text if line.strip()] for text in texts]
-    blocks = difflib.SequenceMatcher(None, *lines).get_matching_blocks()
+    blocks = difflib.SequenceMatcher(None, lines[0], lines[1]).get_matching_blocks()
     return sum(map(len, lines)) - 2 * sum(block.size for block in blocks)
+
+
+Heading = tuple[tuple[float, float], str]
 
 
 class Edge(NamedTuple):
@@ -103,16 +106,18 @@ class Map:
             self.places[script] = PLACES.get(method(script)) or self.place_of_another(script)
         self.columns = {p.column: p.predicted for p in self.places.values() if p.row < 2}
         self.rows = {place.row: ROWS[place.row] for place in self.places.values()}
-        self.at = {script: (LEFT + ACROSS * p.column, TOP + DOWN * p.row) for script, p in self.places.items()}
+        self.at: dict[str, tuple[float, float]] = {
+            script: (LEFT + ACROSS * p.column, TOP + DOWN * p.row) for script, p in self.places.items()
+        }
         self.width = int(max(x for x, _ in self.at.values())) + WIDE + 8
         self.height = max(y for _, y in self.at.values()) + HIGH + 8
         near = {script: f"train_{place.nearest}.py" for script, place in self.places.items()}
         self.edges = [self.edge(near[script], script) for script in scripts if near[script] in self.places]
 
-    def headings(self) -> tuple[list[tuple[tuple[float, float], str]], list[tuple[tuple[float, float], str]]]:
+    def headings(self) -> tuple[list[Heading], list[Heading]]:
         """Of columns, and of rows: where they begin, and what they say."""
-        columns = [((LEFT + ACROSS * column, 0), predicted) for column, predicted in self.columns.items()]
-        return columns, [((0, TOP + DOWN * row), learns) for row, learns in self.rows.items()]
+        columns: list[Heading] = [((LEFT + ACROSS * column, 0.0), said) for column, said in self.columns.items()]
+        return columns, [((0.0, TOP + DOWN * row), learns) for row, learns in self.rows.items()]
 
     def place_of_another(self, script: str) -> Place:
         """A script that is not among PLACES stands below, and belongs to the sibling that it differs from least."""
@@ -123,18 +128,19 @@ class Map:
 
     def edge(self, one: str, other: str) -> Edge:
         (x1, y1), (x2, y2) = self.at[one], self.at[other]
+        n, bend = n_changed(one, other), ""
         if y1 != y2:  # from below the upper one to above the lower one
             begin, end = (x1 + WIDE / 2, y1 + HIGH), (x2 + WIDE / 2, y2)
         elif abs(x1 - x2) <= ACROSS:  # neighbours
             begin, end = (x1 + WIDE * (x1 < x2), y1 + HIGH / 2), (x2 + WIDE * (x2 < x1), y2 + HIGH / 2)
-        else:  # past what stands between them
+        else:  # below what stands between them
             begin, end = (x1 + WIDE * 0.8, y1 + HIGH), (x2 + WIDE * 0.2, y2 + HIGH)
-            down = 24 if abs(x1 - x2) <= 2 * ACROSS else 46
-            middle = ((begin[0] + end[0]) / 2, begin[1] + down)
-            bend = f"C{begin[0] + 30} {middle[1] + 8} {end[0] - 30} {middle[1] + 8}"
-            return Edge(one, other, n_changed(one, other), f"M{begin[0]} {begin[1]}{bend} {end[0]} {end[1]}", middle)
+            down = y1 + HIGH + 22 * round(abs(x1 - x2) / ACROSS) - 12
+            bend = f"C{begin[0] + 30} {down} {end[0] - 30} {down} "
         middle = ((begin[0] + end[0]) / 2, (begin[1] + end[1]) / 2)
-        return Edge(one, other, n_changed(one, other), f"M{begin[0]} {begin[1]}L{end[0]} {end[1]}", middle)
+        if bend:  # a quarter of the way is the beginning's and the end's
+            middle = (middle[0], 0.25 * begin[1] + 0.75 * down)
+        return Edge(one, other, n, f"M{begin[0]:g} {begin[1]:g}{bend or 'L'}{end[0]:g} {end[1]:g}", middle)
 
 
 STYLE = """

@@ -10,7 +10,7 @@ import math
 import secrets
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -54,8 +54,8 @@ def serve(named: list[str], config: Any, device: torch.device) -> None:
 def runs(named: list[str]) -> list[str]:
     """Those named, the base that ships, and every run under runs/, folder by folder."""
     folders = {file.parent for name in FILES for file in Path("runs").rglob(name)}
-    found = sorted(folders, key=lambda folder: (folder.parent, folder.name))
-    return list(dict.fromkeys([*named, *([BUILTIN] if Path(BUILTIN).exists() else []), *map(str, found)]))
+    found = [folder.as_posix() for folder in sorted(folders, key=lambda folder: (folder.parent, folder.name))]
+    return list(dict.fromkeys([*named, *([BUILTIN] if Path(BUILTIN).exists() else []), *found]))
 
 
 # ---- a question and its answer -----------------------------------------------------------------------------------
@@ -110,7 +110,9 @@ class Models:
         return kept[1:]
 
 
-def answer(question: Question, model: GPT, tokenizer: tiktoken.Encoding, config: Any) -> Iterator[dict[str, Any]]:
+def answer(
+    question: Question, model: GPT, tokenizer: tiktoken.Encoding, config: Any
+) -> Generator[dict[str, Any], None, None]:
     """First what the model reads, then each token: its text and probability, and the likeliest; then why it ended.
 
     Probabilities are the model's own, at temperature 1. The last token may be end-of-text.
@@ -164,7 +166,7 @@ class Server(ThreadingHTTPServer):
         frame = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
         return frame.replace("{KNOWN}", json.dumps(known).replace("<", "\\u003c")).encode()
 
-    def answer(self, body: bytes) -> Iterator[dict[str, Any]]:
+    def answer(self, body: bytes) -> Generator[dict[str, Any], None, None]:
         """Ends with {"mistake": …} where an answer cannot be had."""
         try:
             question = read_question(body)

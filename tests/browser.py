@@ -1,7 +1,6 @@
 """A headless Chromium, driven through its DevTools protocol over a pipe: nothing to install beside Chromium itself."""
 
 import base64
-import fcntl
 import json
 import os
 import shutil
@@ -11,7 +10,9 @@ import time
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome")
+in_a_browser = pytest.mark.skipif(
+    CHROMIUM is None or os.name == "nt", reason="needs chromium or google-chrome, on Linux or macOS"
+)
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe"
@@ -22,6 +23,8 @@ class Browser:
     """One page. What it asked the network for is in .requests, what went wrong in it is in .wrong."""
 
     def __init__(self, profile, width=1280, height=900, dark=False):
+        import fcntl  # Windows has none
+
         (read, self.write), (self.read, write) = os.pipe(), os.pipe()
         read, write = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read, write))
 

@@ -329,7 +329,7 @@ SAYS = '[...document.querySelectorAll("article:first-child .says")].map((says) =
 def test_in_a_browser_three_models_answer_the_slider_moves_and_a_token_tells(there, tmp_path, width, dark):
     with serving() as server, Browser(tmp_path, width, 900, dark) as page:
         page.open(f"{server.origin}/{server.token}/")
-        assert page.js("document.activeElement.id") == "text"
+        page.until("document.activeElement.id === 'text'")
         page.type("Say öl.")
         page.press("Enter", 13, "\r")
         page.until(ANSWERED)
