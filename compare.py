@@ -227,7 +227,7 @@ def methods_of_task(config: Config, folder: Path, seed: int) -> list[Method]:
         "LoRA + head": {"init_from": config.base, "learn": "lora", "learning_rate": 4e-3},
         "all": {"init_from": config.base, "learn": "all", "learning_rate": 5e-4},
         "random weights": {"init_from": str(folder / "random-base"), "learn": "all", "learning_rate": 1e-3},
-        "encoder": {"init_from": config.encoder, "learn": "all", "learning_rate": 5e-4},
+        "encoder": {"init_from": config.encoder, "learn": "all", "learning_rate": 1e-3},
     }
     methods: list[tuple[str, Any, dict[str, Any]]] = [
         (f"{who}, {task}", train_classifier, {**same, **how, kind: f"{config.classes}/{file}.json"})
