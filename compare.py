@@ -55,7 +55,7 @@ class Config:
     encoder: str = "data/builtin/encoder"  # run folder of a model that sees both sides, for --only task
     out: str = "runs/compare"  # folder to write the runs, results.json, results.md, report.html and the plots to
     resume: bool = False  # go on with the comparison in --out: what is done is not done again
-    only: str = "core"  # core: the four kinds of finetuning; peft: what learns beside a frozen base; task: classes
+    only: str = "core"  # core: the four kinds of finetuning; peft: what learns beside a frozen base; task: classes; or all of them
     sweep: bool = False  # instead of the comparison, each method at several learning rates
     quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
@@ -81,15 +81,17 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     check(config)
     out, device, started = Path(config.out), choose_device(config.device), time.perf_counter()
+    if config.only not in (*FAMILIES, "all"):
+        raise Mistake(f"--only must be {', '.join(FAMILIES)} or all; got {config.only!r}")
+    if config.sweep and config.only not in SWEPT:
+        raise Mistake(f"--sweep is for --only {' and '.join(SWEPT)}; got --only {config.only}")
+    if config.only == "all":
+        return one_after_another(config)
+    family = FAMILIES[config.only]
     if config.quick:
         config = dataclasses.replace(
             config, domain_steps=max(1, config.domain_steps // 6), steps=max(1, config.steps // 12)
         )
-    if config.only not in FAMILIES:
-        raise Mistake(f"--only must be {' or '.join(FAMILIES)}; got {config.only!r}")
-    if config.only == "task" and config.sweep:
-        raise Mistake("--sweep is for what predicts tokens: leave out --only task")
-    family = FAMILIES[config.only]
     check_folder(out, config)
     yardsticks = yardsticks_of(config, device)
     out.mkdir(parents=True, exist_ok=True)
@@ -120,6 +122,19 @@ def main(config: Config) -> dict[str, Any]:
     write_whole(out / "results.json", json.dumps(results, indent=2).encode() + b"\n")  # the sign that all is done
     print(f"\n{found}\n{family.plot(results, out)}\n{results['seconds']:.0f} s on {device}; all of it is in {out}.")
     return results
+
+
+def one_after_another(config: Config) -> dict[str, Any]:
+    """Each family in a folder of its own in --out; with --resume those that are done stay as they are."""
+    found = {}
+    for name in FAMILIES:
+        out = Path(config.out, name)
+        if config.resume and (out / "results.json").exists():
+            found[name] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+        else:
+            goes_on = config.resume and (out / "config.json").exists()
+            found[name] = main(dataclasses.replace(config, only=name, out=str(out), resume=goes_on))
+    return found
 
 
 def check_folder(out: Path, config: Config) -> None:
@@ -292,6 +307,7 @@ def one_seed_of_task(config: Config, family: Family, folder: Path, seed: int, y:
     return {"rows": list(rows.values()), "samples": {}, "evidence": {"rows": rows}}
 
 
+SWEPT = ("core", "peft")  # whose learning rates experiment/sweep.py knows
 FAMILIES = {
     "core": Family(methods_of_core, one_seed, evidence.gather, claims.CLAIMS, report.page, plot.comparison),
     "peft": Family(methods_of_peft, one_seed, frozen.gather, frozen.CLAIMS, report.page, plot.learned),
