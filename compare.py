@@ -3,6 +3,7 @@
     python compare.py            the built-in world, from the base model that ships with it
     python compare.py --quick    the same with fewer steps and questions, in a minute or two
     python compare.py --only peft                                                   what learns beside a frozen base
+    python compare.py --only preference                               what the loss asks: a reward model, DPO, RLHF
     python compare.py --base RUN --text FILE --domain FILE --instructions FILE --questions FILE      one's own
 
 Each method is a call of a script's main(config), on the same data in the same order, in a process of its own, so that
@@ -21,21 +22,24 @@ from typing import Any, NamedTuple
 import torch
 
 import train_adapter
+import train_dpo
 import train_lora
 import train_prefix
 import train_pretrain
 import train_prompt
+import train_reward
+import train_rlhf
 import train_sft
 from cli import Mistake, check, command_line, flag
 from data.examples import Reading, from_text, instruction_example, read_instructions, render_prompt
 from data.files import write_whole
 from evaluate import SPLITS, Yardsticks, judge
-from experiment import claims, evidence, frozen, plot, report
+from experiment import claims, evidence, frozen, plot, preference, report
 from experiment.in_context import as_json
 from experiment.method import Method
 from experiment.own_process import in_own_process
 from experiment.sweep import sweep
-from model.generate import generate
+from model.generate import cannot_write, generate
 from model.gpt import GPT
 from run.device import choose_device
 from run.resume import is_finished, written_settings
@@ -51,7 +55,9 @@ class Config:
     questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above
     out: str = "runs/compare"  # folder to write the runs, results.json, results.md and the plots to
     resume: bool = False  # go on with the comparison in --out: what is done is not done again
-    only: str = "core"  # core: the four kinds of finetuning; peft: what learns beside a frozen base
+    styled: str = "data/builtin/styled.json"  # instructions whose responses are in two styles; and the next, for
+    pairs: str = "data/builtin/preferences.json"  # pairs of which the chosen has the one style: --only preference
+    only: str = "core"  # core: the four kinds of finetuning; peft: beside a frozen base; preference: reward, DPO, RLHF
     sweep: bool = False  # instead of the comparison, each method at several learning rates
     quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
@@ -67,6 +73,10 @@ class Config:
     adapter_learning_rate: float = 4e-3  # adapter-SFT's
     prefix_learning_rate: float = 1e-2  # prefix-SFT's
     prompt_learning_rate: float = 2e-2  # prompt-SFT's
+    reward_learning_rate: float = 1e-4  # the reward model's
+    dpo_learning_rate: float = 1e-5  # DPO's; ten times as much is too strong
+    rlhf_learning_rate: float = 1e-4  # RLHF's
+    pair_steps: int = 60  # optimizer steps on pairs, and on own answers
     r: int = 6  # LoRA's rank
     width: int = 12  # a bottleneck's
     length: int = 16  # positions of a prefix, and of a soft prompt
@@ -79,7 +89,10 @@ def main(config: Config) -> dict[str, Any]:
     out, device, started = Path(config.out), choose_device(config.device), time.perf_counter()
     if config.quick:
         config = dataclasses.replace(
-            config, domain_steps=max(1, config.domain_steps // 6), steps=max(1, config.steps // 12)
+            config,
+            domain_steps=max(1, config.domain_steps // 6),
+            steps=max(1, config.steps // 12),
+            pair_steps=max(1, config.pair_steps // 12),
         )
     if config.only not in FAMILIES:
         raise Mistake(f"--only must be {' or '.join(FAMILIES)}; got {config.only!r}")
@@ -107,7 +120,7 @@ def main(config: Config) -> dict[str, Any]:
         "samples": runs[0]["samples"],
         "evidence": [run["evidence"] for run in runs],
     }
-    found = f"{report.table(results['rows'])}\n\n{report.legend(results)}\n\n{report.claims(results['claims'])}\n"
+    found = f"{family.table(results['rows'])}\n\n{family.legend(results)}\n\n{report.claims(results['claims'])}\n"
     (out / "samples.md").write_text(report.samples(results["samples"]), encoding="utf-8")
     (out / "results.md").write_text(found, encoding="utf-8")
     write_whole(out / "results.json", json.dumps(results, indent=2).encode() + b"\n")  # the sign that all is done
@@ -207,6 +220,29 @@ def methods_of_peft(config: Config, folder: Path, seed: int) -> list[Method]:
     return in_folders(methods, folder)
 
 
+def methods_of_preference(config: Config, folder: Path, seed: int) -> list[Method]:
+    """An SFT model that knows two styles, and from it all that learns which of them is preferred."""
+    sft = {**settings_for_all(config, seed)[1], "instructions": config.styled}
+    same = {key: sft[key] for key in ("block_size", "held_out", "device", "seed", "eval_every")}
+    same |= {"init_from": str(folder / "sft"), "steps": config.pair_steps, "batch_size": 2 * config.batch_size}
+    dpo = {**same, "pairs": config.pairs, "learning_rate": config.dpo_learning_rate}
+    strong = {**dpo, "learning_rate": 10 * config.dpo_learning_rate, "beta": 0.1}
+    reward = {**dpo, "learning_rate": config.reward_learning_rate}
+    rlhf = {**same, "instructions": config.pairs, "columns": "output=chosen", "reward": str(folder / "reward-model")}
+    rlhf |= {"learning_rate": config.rlhf_learning_rate}
+    methods = [
+        (preference.SFT, train_sft, sft),
+        (preference.REWARD, train_reward, reward),
+        (preference.DPO, train_dpo, dpo),
+        (preference.WITH_NLL, train_dpo, {**strong, "nll": 1.0}),
+        (preference.STRONG, train_dpo, strong),
+        (preference.RLHF, train_rlhf, rlhf),
+        (preference.EXACT, train_rlhf, {**rlhf, "reward": "exact"}),
+        (preference.HACKED, train_rlhf, {**rlhf, "beta": 0.0}),
+    ]
+    return in_folders(methods, folder)
+
+
 def in_folders(methods: list[tuple[str, Any, dict[str, Any]]], folder: Path) -> list[Method]:
     return [
         Method(name, script, settings, str(folder / name.lower().replace(",", "").replace(" ", "-")))
@@ -221,11 +257,23 @@ class Family(NamedTuple):
     gather: Callable[..., dict[str, Any]]
     claims: dict[str, tuple[str, claims.Claim]]
     plot: Callable[[dict[str, Any], Path], str]
+    judge: Callable[[GPT, Yardsticks], dict[str, Any]] = judge
+    table: Callable[[list[dict[str, Any]]], str] = report.table
+    legend: Callable[[dict[str, Any]], str] = report.legend
 
 
 FAMILIES = {
     "core": Family(methods_of_core, evidence.gather, claims.CLAIMS, plot.comparison),
     "peft": Family(methods_of_peft, frozen.gather, frozen.CLAIMS, plot.learned),
+    "preference": Family(
+        methods_of_preference,
+        preference.gather,
+        preference.CLAIMS,
+        plot.preference,
+        preference.judge,
+        preference.table,
+        preference.legend,
+    ),
 }
 
 
@@ -236,15 +284,16 @@ def one_seed(config: Config, family: Family, folder: Path, seed: int, y: Yardsti
     checkpoint.save_model(folder / "random-base", GPT(base.config), y.tokenizer)
     alone = [as_json(one._replace(examples=())) for one in read_instructions(config.instructions)]
     write_whole(folder / "no-examples.json", json.dumps(alone).encode())
-    rows = {"base": {"method": "base", **costs_of_base(config.base, base), **judge(base, y)}}
+    rows = {"base": {"method": "base", **costs_of_base(config.base, base), **family.judge(base, y)}}
     said = {"base": samples(base, y)}
     methods = {method.name: method for method in family.methods(config, folder, seed)}
     for number, (name, method) in enumerate(methods.items(), 1):
         print(f"\n{name}, method {number} of {len(methods)}")
         costs = costs_of(method)
         model = checkpoint.load_run(method.out, "", y.device)[0]
-        rows[name] = {"method": name, **costs, **judge(model, y)}
-        said[name] = samples(model, y)
+        rows[name] = {"method": name, **costs, **family.judge(model, y)}
+        if not cannot_write(model):
+            said[name] = samples(model, y)
     print("\nother trainings, for the curves")
     found = family.gather(config.base, base, methods, rows, seed, y)
     return {"rows": list(rows.values()), "samples": said, "evidence": found}
