@@ -32,10 +32,9 @@ def styled(rng: Random, train: list[Record]) -> list[Record]:
 def pairs(rng: Random, questions: list[Record], n: int = 120) -> list[Record]:
     """Up to n pairs a trained task, none about a question to judge by; of tasks about facts there are fewer.
 
-    >>> from world.records import instructions
-    >>> train, questions = instructions(Random(0), 1, 1)
-    >>> pairs(Random(0), questions, 1)[0]["chosen"].endswith("; that is all.")
-    True
+    >>> one = pairs(Random(0), [], 1)[0]
+    >>> one["chosen"], one["rejected"]
+    ('shoe oar cat mast plum; that is all.', 'shoe oar cat mast plum')
     """
     taken = {prompt(one) for one in questions}
     found: list[Record] = []
