@@ -207,6 +207,16 @@ def test_answers_are_graded_to_their_end_and_rewarded_to_the_letter(base, instru
     assert measured["distinct"].tolist() == [1, 1] and measured["entropy"].tolist() == pytest.approx([math.log(4)])
 
 
+def test_an_answer_has_the_same_score_alone_and_beside_a_longer_one(reward_model, base):
+    config = train_rlhf.Config(
+        instructions="", reward="", init_from=base, out="nowhere/run", block_size=192, device="cpu"
+    )
+    reward = rollout.scored(reward_model, train_reward.Session(config), BYTES)
+    short, long = (rollout.Answer([65], [*[66] * n, BYTES.eot_token], []) for n in (3, 30))
+    assert reward([short]).item() == pytest.approx(reward([short, long])[0].item(), abs=1e-6)
+    assert reward([short]).item() != pytest.approx(reward([long]).item(), abs=1e-6)
+
+
 def test_generation_is_at_most_two_thirds_of_a_step_and_reads_each_prompt_once(train, monkeypatch):
     """Counted in positions that the model computes: prompts and answers once, then the loss and the reference."""
     computed, hidden = {"generate": 0, "loss": 0}, GPT.hidden

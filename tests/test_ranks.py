@@ -25,7 +25,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 SCRIPTS = {
     "pretrain": "train_pretrain", "sft": "train_sft", "lora": "train_lora", "lora_sft": "train_lora",
-    "sft_fp16": "train_sft", "adapter": "train_adapter", "prefix_sft": "train_prefix", "prompt": "train_prompt",
+    "reward": "train_reward", "dpo": "train_dpo", "rlhf": "train_rlhf", "sft_fp16": "train_sft", "adapter": "train_adapter", "prefix_sft": "train_prefix", "prompt": "train_prompt",
 }  # fmt: skip
 
 
@@ -36,11 +36,15 @@ def torchrun(*program, ranks=2):
     return subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
-def settings_of(method, base, text, instructions):
+def settings_of(method, base, text, instructions, pairs):
     """20 steps of unequal rows, an odd number of them; pretraining has a row a micro-batch, so one rank gets none."""
     data = {"instructions": instructions} if "sft" in method else {"text": text}
+    if method in ("reward", "dpo"):
+        data = {"pairs": pairs}
+    if method == "rlhf":  # its few answers are drawn alike; the reward is the KL alone
+        data = {"instructions": instructions, "reward": "exact", "beta": 1.0, "samples": 2, "max_new_tokens": 4}
     rows = {
-        "block_size": (176 if "prefix" in method else 192) if "sft" in method else 32,
+        "block_size": 176 if "prefix" in method else 32 if "text" in data else 192,
         "batch_size": 1 if method == "pretrain" else 5,
         "micro_batches": 2,
     }
@@ -49,10 +53,10 @@ def settings_of(method, base, text, instructions):
 
 
 @pytest.fixture(scope="module")
-def runs(base, text, instructions, tmp_path_factory):
+def runs(base, text, instructions, pairs, tmp_path_factory):
     """Run folders by number of ranks, way of sharing and method: each method in one process and, twice, in two."""
     folder = tmp_path_factory.mktemp("ranks")
-    settings = {method: settings_of(method, base, text, instructions) for method in SCRIPTS}
+    settings = {method: settings_of(method, base, text, instructions, pairs) for method in SCRIPTS}
     program = folder / "program.py"
     program.write_text(
         "import importlib, sys\n"
@@ -91,7 +95,7 @@ def test_two_ranks_are_one_process(runs, method, ranks):
 @pytest.mark.parametrize("method", SCRIPTS)
 def test_what_several_ranks_wrote_is_one_run_and_loads_in_one_process(runs, method, ranks):
     run = runs / ranks / method
-    beside = not method.startswith(("pretrain", "sft"))
+    beside = not method.startswith(("pretrain", "sft", "reward", "dpo", "rlhf"))
     saved = "learned.pt" if beside else "model.pt"
     assert sorted(p.name for p in run.iterdir()) == sorted(["config.json", "metrics.csv", "sample.txt", saved])
     load_run("" if beside else str(run), str(run) if beside else "", torch.device("cpu"))
@@ -100,9 +104,11 @@ def test_what_several_ranks_wrote_is_one_run_and_loads_in_one_process(runs, meth
 @pytest.mark.parametrize(
     "method, ranks, then", [("sft", "fsdp", 2), ("lora", "ddp", 2), ("pretrain", "fsdp", 1), ("prompt", "fsdp", 2)]
 )
-def test_two_ranks_are_resumed_by_as_many_or_by_one(runs, method, ranks, then, base, text, instructions, tmp_path):
+def test_two_ranks_are_resumed_by_as_many_or_by_one(
+    runs, method, ranks, then, base, text, instructions, pairs, tmp_path
+):
     """It fails after 14 steps, saved after 10."""
-    settings = settings_of(method, base, text, instructions) | {"out": str(tmp_path / "run"), "save_every": 10}
+    settings = settings_of(method, base, text, instructions, pairs) | {"out": str(tmp_path / "run"), "save_every": 10}
     program = tmp_path / "program.py"
     program.write_text(
         f"import sys, {SCRIPTS[method]} as script\n"
