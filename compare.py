@@ -229,7 +229,7 @@ def methods_of_preference(config: Config, folder: Path, seed: int) -> list[Metho
     strong = {**dpo, "learning_rate": 10 * config.dpo_learning_rate, "beta": 0.1}
     reward = {**dpo, "learning_rate": config.reward_learning_rate}
     rlhf = {**same, "instructions": config.pairs, "columns": "output=chosen", "reward": str(folder / "reward-model")}
-    rlhf |= {"learning_rate": config.rlhf_learning_rate}
+    rlhf |= {"learning_rate": config.rlhf_learning_rate, "beta": 0.5}  # a score is in larger units than 0 and 1
     methods = [
         (preference.SFT, train_sft, sft),
         (preference.REWARD, train_reward, reward),
@@ -237,7 +237,7 @@ def methods_of_preference(config: Config, folder: Path, seed: int) -> list[Metho
         (preference.WITH_NLL, train_dpo, {**strong, "nll": 1.0}),
         (preference.STRONG, train_dpo, strong),
         (preference.RLHF, train_rlhf, rlhf),
-        (preference.EXACT, train_rlhf, {**rlhf, "reward": "exact"}),
+        (preference.EXACT, train_rlhf, {**rlhf, "reward": "exact", "beta": 0.05}),
         (preference.HACKED, train_rlhf, {**rlhf, "beta": 0.0}),
     ]
     return in_folders(methods, folder)

@@ -101,8 +101,9 @@ def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator
     before[:, 0] = -1  # the likeliest always stays
     probabilities[before >= top_p] = 0
     if isinstance(generator, Sequence):  # then what a row draws does not depend on the rows beside it
-        drawn = [torch.multinomial(row, 1, generator=own) for row, own in zip(probabilities, generator, strict=True)]
-        return order.gather(-1, torch.stack(drawn)).squeeze(-1)
+        # in the vocabulary's order: a rounding error could swap two tokens that are nearly as likely
+        rows = torch.zeros_like(probabilities).scatter(-1, order, probabilities)
+        return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in zip(rows, generator, strict=True)])
     return order.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).squeeze(-1)
 
 

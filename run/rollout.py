@@ -60,13 +60,14 @@ def scored(run: str, session: Session, tokenizer: tiktoken.Encoding) -> Reward:
     if opened.tokenizer.name != tokenizer.name:
         names = f"{opened.tokenizer.name}, and this model {tokenizer.name}"
         raise Mistake(f"--reward {run} reads other tokens: its tokenizer is {names}; train it from the same base")
-    model = session.frozen(opened.model(session.config.block_size))
+    block = session.config.block_size
+    model = session.frozen(opened.model(block))
 
     @torch.no_grad()
     def rewards(answers: Sequence[Answer]) -> Tensor:
-        tokens, last = padded([one.prompt + one.tokens for one in answers], session.device)
+        tokens, last = padded([(one.prompt + one.tokens)[:block] for one in answers], session.device)
         positions = torch.arange(tokens.size(1), device=session.device)
-        scores = model.eval()(tokens, last, positions).squeeze(-1).cpu()  # (answers,)
+        scores = model(tokens, last, positions).squeeze(-1).cpu()  # (answers,)
         if not scores.isfinite().all():
             raise Mistake(f"--reward {run} gives a score of {scores[~scores.isfinite()][0]}: it cannot be learned from")
         return scores
@@ -116,7 +117,7 @@ def answers_to(model: GPT, batch: Batch, step: int, config: Any, tokenizer: tikt
     for (prompt, one, _), tokens in zip(asked, said, strict=True):
         tokens = tokens[: tokens.index(eot)] if eot in tokens else tokens
         ended = [eot] * (len(tokens) < config.max_new_tokens)
-        answers.append(Answer(prompt, [*tokens, *ended][: config.block_size - len(prompt)], one))
+        answers.append(Answer(prompt, [*tokens, *ended][: max(1, config.block_size + 1 - len(prompt))], one))
     return answers
 
 

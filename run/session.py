@@ -70,9 +70,9 @@ class Session:
         return self.frozen(copy.deepcopy(model))
 
     def frozen(self, model: GPT) -> GPT:
-        """Places a model that is only asked and does not learn, in the same precision. A resumed run must find the
-        same one."""
-        device.set_up(model.requires_grad_(False), self.config, self.device)
+        """Places a model that is only asked: it does not learn, has no dropout, and computes in the same precision. A
+        resumed run must find the same one."""
+        device.set_up(model.requires_grad_(False).eval(), self.config, self.device)
         self.frozen_models.append(model.to(self.device))
         return model
 

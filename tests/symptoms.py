@@ -27,8 +27,8 @@ from model.generate import generate
 from model.gpt import GPT, GPTConfig
 from model.head import new_head
 from model.lora import apply_lora, lora_layers, lora_state_dict, merge, unmerge
-from model.prefix import apply_prefix
 from model.preference import leave_one_out, log_likelihood
+from model.prefix import apply_prefix
 from model.switch import base_state_dict
 from run.rollout import Answer, scored
 from run.session import Session
@@ -450,9 +450,7 @@ def one_pair():
 def likelihoods_of_responses():
     found = log_likelihood(open_run(BASE).model(), *collate([one_pair()])).tolist()
     sizes = [int(example.graded.sum()) for example in one_pair()]
-    return "log π is {:.1f} of a response of {} tokens, {:.1f} of one of {}".format(
-        found[0], sizes[0], found[1], sizes[1]
-    )
+    return f"log π is {found[0]:.1f} of a response of {sizes[0]} tokens, {found[1]:.1f} of one of {sizes[1]}"
 
 
 def graded_of_a_pair():

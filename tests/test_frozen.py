@@ -85,7 +85,7 @@ def test_a_claim_that_the_numbers_deny_does_not_hold(evidence, number):
 
 
 def test_a_family_that_is_none_is_refused_by_name(tmp_path):
-    with pytest.raises(Mistake, match="--only must be core or peft; got 'all'"):
+    with pytest.raises(Mistake, match="--only must be core or peft or preference; got 'all'"):
         compare.main(compare.Config(only="all", out=str(tmp_path / "c")))
     with pytest.raises(Mistake, match="--length 300 leaves no room for a row in --block-size 256"):
         compare.main(compare.Config(only="peft", length=300, out=str(tmp_path / "c")))

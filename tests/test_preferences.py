@@ -15,7 +15,7 @@ import sample
 import train_reward
 import train_rlhf
 from cli import Mistake
-from data.batches import Batches, collate
+from data.batches import Batch, Batches, collate
 from data.examples import Reading, from_instructions
 from data.pairs import from_pairs, scored_pairs
 from data.tokenizer import load_tokenizer
@@ -250,6 +250,25 @@ def test_the_reference_does_not_learn(train, base):
     run = train("dpo", steps=3, learning_rate=1e-2)[1]
     margin = [float(value) for value in metrics(run, "margin")]
     assert margin[0] == 0 and all(margin[1:]), "else both would move together, and the margin would stay 0"
+
+
+def test_a_reference_and_a_reward_model_have_no_dropout(base, reward_model):
+    config = train_rlhf.Config(instructions="", reward="", init_from=base, out="nowhere/run", dropout=0.5, device="cpu")
+    session, model = train_reward.Session(config), checkpoint.open_run(base).decoder(192, 0.5)
+    reference = session.frozen_copy(model)
+    assert model.training and not reference.training
+    assert not any(p.requires_grad for p in reference.parameters()) and reference.wte.weight is not model.wte.weight
+    answers = [rollout.Answer([65], [66, 67, BYTES.eot_token], [])]
+    reward = rollout.scored(reward_model, session, BYTES)
+    assert reward(answers).item() == reward(answers).item() and len(session.frozen_models) == 2
+
+
+def test_an_answer_to_a_prompt_that_fills_the_block_is_one_token(base):
+    config = train_rlhf.Config(instructions="", reward="exact", init_from=base, max_new_tokens=5, block_size=20)
+    tokens = torch.arange(21)
+    batch = Batch(tokens[None, :-1], tokens[None, 1:], tokens[None, 1:] == 20, torch.arange(20))
+    answers = rollout.answers_to(checkpoint.open_run(base).model(), batch, 0, config, BYTES)
+    assert [len(one.tokens) for one in answers] == [1] * 4 and rollout.as_batch(answers).inputs.shape == (4, 20)
 
 
 def test_more_of_beta_keeps_the_policy_nearer(train, base, pairs):

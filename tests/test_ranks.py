@@ -25,8 +25,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 SCRIPTS = {
     "pretrain": "train_pretrain", "sft": "train_sft", "lora": "train_lora", "lora_sft": "train_lora",
-    "reward": "train_reward", "dpo": "train_dpo", "rlhf": "train_rlhf", "sft_fp16": "train_sft", "adapter": "train_adapter", "prefix_sft": "train_prefix", "prompt": "train_prompt",
+    "reward": "train_reward", "dpo": "train_dpo", "rlhf": "train_rlhf",
+    "sft_fp16": "train_sft", "adapter": "train_adapter", "prefix_sft": "train_prefix", "prompt": "train_prompt",
 }  # fmt: skip
+
+
+COMPARE = ("reward", "dpo", "rlhf")
 
 
 def torchrun(*program, ranks=2):
@@ -83,7 +87,8 @@ def test_two_ranks_are_one_process(runs, method, ranks):
     for column in ("loss", "grad_norm", "graded_tokens"):
         expected, found = (np.array(metrics(run, column), float) for run in (one, two))
         assert len(found) == 20
-        np.testing.assert_allclose(found, expected, rtol=error * (1e-6 if column == "loss" else 1e-4))
+        rtol, atol = (1e-6, 2e-6 * (method in COMPARE)) if column == "loss" else (1e-4, 0)  # their losses come near 0
+        np.testing.assert_allclose(found, expected, rtol=error * rtol, atol=atol)
     final = [float((run / "metrics.csv").read_text().splitlines()[-1].split(",")[2]) for run in (one, two)]
     assert final[0] == pytest.approx(final[1], rel=error * 1e-6)
     for name, tensor in weights(one).items():
