@@ -137,7 +137,7 @@ def memory_hint(program: str, config: Any) -> Iterator[None]:
     except (RuntimeError, MemoryError, Mistake) as error:
         if sys.flags.dev_mode or not out_of_memory(error):
             raise
-        if not hasattr(config, "micro_batches") or hasattr(config, "beta"):  # it does not train, or with more models
+        if not hasattr(config, "micro_batches") or hasattr(config, "beta") or hasattr(config, "pairs"):  # not planned
             raise Mistake("out of memory: give smaller numbers, or end what else takes memory") from error
         raise Mistake(
             f"out of memory: `{plan_command(program, config)}` says what it needs and what would fit"

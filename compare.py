@@ -257,7 +257,7 @@ class Family(NamedTuple):
     gather: Callable[..., dict[str, Any]]
     claims: dict[str, tuple[str, claims.Claim]]
     plot: Callable[[dict[str, Any], Path], str]
-    judge: Callable[[GPT, Yardsticks], dict[str, Any]] = judge
+    yardstick: Callable[[GPT, Yardsticks], dict[str, Any]] = judge
     table: Callable[[list[dict[str, Any]]], str] = report.table
     legend: Callable[[dict[str, Any]], str] = report.legend
 
@@ -284,14 +284,14 @@ def one_seed(config: Config, family: Family, folder: Path, seed: int, y: Yardsti
     checkpoint.save_model(folder / "random-base", GPT(base.config), y.tokenizer)
     alone = [as_json(one._replace(examples=())) for one in read_instructions(config.instructions)]
     write_whole(folder / "no-examples.json", json.dumps(alone).encode())
-    rows = {"base": {"method": "base", **costs_of_base(config.base, base), **family.judge(base, y)}}
+    rows = {"base": {"method": "base", **costs_of_base(config.base, base), **family.yardstick(base, y)}}
     said = {"base": samples(base, y)}
     methods = {method.name: method for method in family.methods(config, folder, seed)}
     for number, (name, method) in enumerate(methods.items(), 1):
         print(f"\n{name}, method {number} of {len(methods)}")
         costs = costs_of(method)
         model = checkpoint.load_run(method.out, "", y.device)[0]
-        rows[name] = {"method": name, **costs, **family.judge(model, y)}
+        rows[name] = {"method": name, **costs, **family.yardstick(model, y)}
         if not cannot_write(model):
             said[name] = samples(model, y)
     print("\nother trainings, for the curves")

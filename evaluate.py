@@ -43,7 +43,7 @@ from store.learned import run_folder
 
 
 @torch.no_grad()
-def token_nll(model: GPT, examples: Sequence[Example] | Sequence[Pair], batch_size: int) -> float:
+def token_nll(model: GPT, examples: Sequence[Example | Pair], batch_size: int) -> float:
     """Mean negative log-likelihood of the graded tokens, in nats; its exponential is the perplexity.
 
     Of pairs it is that of the chosen responses; where a head of the model scores them, that of the choice, a pair.
@@ -52,9 +52,10 @@ def token_nll(model: GPT, examples: Sequence[Example] | Sequence[Pair], batch_si
     and the random state are as before afterwards.
     """
     if isinstance(examples[0], Pair):
+        pairs: Any = examples
         if model.head is not None:
-            return pair_nll(model, examples, batch_size)
-        examples = [pair.chosen for pair in examples]
+            return pair_nll(model, pairs, batch_size)
+        examples = [pair.chosen for pair in pairs]
     device, total, n_graded = model.wte.weight.device, 0.0, 0
     rank, n_ranks = ranks.rank_and_size()
     with evaluating(model):

@@ -29,17 +29,17 @@ def rows_of(example: Example | Pair) -> tuple[Example, ...]:
     return tuple(example) if isinstance(example, Pair) else (example,)
 
 
-def collate(examples: Sequence[Example] | Sequence[Pair]) -> Batch:
+def collate(examples: Sequence[Example | Pair]) -> Batch:
     """Pads the rows to one length; of pairs first all chosen responses, then the rejected ones in the same order.
     Raises ValueError for a row in which nothing is graded: its loss is 0 / 0."""
-    examples = [row for rows in zip(*map(rows_of, examples), strict=True) for row in rows]
-    for example in examples:
+    rows = [row for of_all in zip(*map(rows_of, examples), strict=True) for row in of_all]
+    for example in rows:
         if not example.graded.any():
             raise ValueError(f"an example of {len(example.inputs)} positions has none that is graded")
-    inputs, targets, graded = (_padded([example[part] for example in examples]) for part in range(3))
+    inputs, targets, graded = (_padded([row[part] for row in rows]) for part in range(3))
     positions = torch.arange(inputs.size(1))
-    if examples[0].positions is not None:
-        positions = _padded([example.positions for example in examples])
+    if rows[0].positions is not None:
+        positions = _padded([row.positions for row in rows])
     return Batch(inputs, targets, graded, positions)
 
 
@@ -49,16 +49,14 @@ def _padded(rows: Sequence[Any]) -> Tensor:
     return pad_sequence(tensors, batch_first=True)
 
 
-def in_order(
-    examples: Sequence[Example] | Sequence[Pair], batch_size: int, rank: int = 0, n_ranks: int = 1
-) -> Iterator[Batch]:
+def in_order(examples: Sequence[Example | Pair], batch_size: int, rank: int = 0, n_ranks: int = 1) -> Iterator[Batch]:
     """Every example once, as it stands: for evaluation. Of several ranks each gets its part of every batch."""
     for start in range(0, len(examples), batch_size):
         yield part_of_rank(examples, range(start, min(start + batch_size, len(examples))), rank, n_ranks)
 
 
 def part_of_rank(
-    examples: Sequence[Example] | Sequence[Pair], rows: Sequence[int] | np.ndarray, rank: int, n_ranks: int
+    examples: Sequence[Example | Pair], rows: Sequence[int] | np.ndarray, rank: int, n_ranks: int
 ) -> Batch:
     """The examples at rank, rank + n_ranks, … of a batch's rows. All ranks compute together: one for which no row is
     left computes the first too, ungraded."""
@@ -80,7 +78,7 @@ class Batches:
 
     def __init__(
         self,
-        examples: Sequence[Example] | Sequence[Pair],
+        examples: Sequence[Example | Pair],
         batch_size: int,
         micro_batches: int,
         seed: int,
