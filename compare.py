@@ -76,7 +76,8 @@ class Config:
     reward_learning_rate: float = 1e-4  # the reward model's
     dpo_learning_rate: float = 1e-5  # DPO's; ten times as much is too strong
     rlhf_learning_rate: float = 1e-4  # RLHF's
-    pair_steps: int = 60  # optimizer steps on pairs, and on own answers
+    pair_steps: int = 60  # optimizer steps on pairs
+    answer_steps: int = 40  # optimizer steps on own answers
     r: int = 6  # LoRA's rank
     width: int = 12  # a bottleneck's
     length: int = 16  # positions of a prefix, and of a soft prompt
@@ -93,6 +94,7 @@ def main(config: Config) -> dict[str, Any]:
             domain_steps=max(1, config.domain_steps // 6),
             steps=max(1, config.steps // 12),
             pair_steps=max(1, config.pair_steps // 12),
+            answer_steps=max(1, config.answer_steps // 12),
         )
     if config.only not in FAMILIES:
         raise Mistake(f"--only must be {' or '.join(FAMILIES)}; got {config.only!r}")
@@ -229,7 +231,11 @@ def methods_of_preference(config: Config, folder: Path, seed: int) -> list[Metho
     strong = {**dpo, "learning_rate": 10 * config.dpo_learning_rate, "beta": 0.1}
     reward = {**dpo, "learning_rate": config.reward_learning_rate}
     rlhf = {**same, "instructions": config.pairs, "columns": "output=chosen", "reward": str(folder / "reward-model")}
-    rlhf |= {"learning_rate": config.rlhf_learning_rate, "beta": 0.5}  # a score is in larger units than 0 and 1
+    rlhf |= {
+        "steps": config.answer_steps,
+        "learning_rate": config.rlhf_learning_rate,
+        "beta": 0.5,
+    }  # a score is in larger units than 0 and 1
     methods = [
         (preference.SFT, train_sft, sft),
         (preference.REWARD, train_reward, reward),

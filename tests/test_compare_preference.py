@@ -18,7 +18,9 @@ def comparison(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))
         patch.setattr(preference, "LONGEST", 8)
-        config = compare.Config(only="preference", quick=True, out=str(out), device="cpu", steps=24, pair_steps=24)
+        config = compare.Config(
+            only="preference", quick=True, out=str(out), device="cpu", steps=24, pair_steps=24, answer_steps=24
+        )
         return compare.main(config), out
 
 
