@@ -75,7 +75,7 @@ class Config:
     prompt_learning_rate: float = 2e-2  # prompt-SFT's
     reward_learning_rate: float = 1e-4  # the reward model's
     dpo_learning_rate: float = 1e-5  # DPO's; ten times as much is too strong
-    rlhf_learning_rate: float = 1e-4  # RLHF's
+    rlhf_learning_rate: float = 1e-4  # RLHF's; without KL three times as much, for that to show in few steps
     pair_steps: int = 60  # optimizer steps on pairs
     answer_steps: int = 40  # optimizer steps on own answers
     r: int = 6  # LoRA's rank
@@ -244,7 +244,7 @@ def methods_of_preference(config: Config, folder: Path, seed: int) -> list[Metho
         (preference.STRONG, train_dpo, strong),
         (preference.RLHF, train_rlhf, rlhf),
         (preference.EXACT, train_rlhf, {**rlhf, "reward": "exact", "beta": 0.05}),
-        (preference.HACKED, train_rlhf, {**rlhf, "beta": 0.0}),
+        (preference.HACKED, train_rlhf, {**rlhf, "beta": 0.0, "learning_rate": 3 * config.rlhf_learning_rate}),
     ]
     return in_folders(methods, folder)
 
