@@ -44,7 +44,7 @@ BUGS = [
     Bug(
         "2b",
         "The mask is lost on the way to the loss: every target is graded, padding too.",
-        "train_*.py",
+        "train_[!r]*.py",
         "log_p = model(inputs, graded, positions)",
         "log_p = model(inputs, graded.fill_(True), positions)",
         "other_prompt_targets",
@@ -81,7 +81,7 @@ BUGS = [
     Bug(
         "5",
         "The mean of micro-batch means is taken for the mean of the step.",
-        "train_*.py",
+        "train_[!dr]*.py",
         "loss = nll.sum() / n_graded",
         "loss = nll.mean() / len(micro_batches)",
         "in_micro_batches",
