@@ -31,9 +31,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 100),
     "top_k": (0, 10**9),
     "top_p": (0, 1),
+    "beta": (0, 1000),
+    "nll": (0, 1000),
+    "samples": (2, 1000),
 }
 LARGEST = 10**9  # whole number that makes sense, for one that is not named above
-DATA = ("text", "instructions", "labelled", "tagged")  # fields that name a file to learn from, or to judge by
+DATA = ("text", "instructions", "labelled", "tagged", "pairs")  # fields that name a file to learn from, or to judge by
 WORDS = ("prompt", "instruction", "input", "system")  # fields that hold what a model reads, never a path
 
 
@@ -134,7 +137,7 @@ def memory_hint(program: str, config: Any) -> Iterator[None]:
     except (RuntimeError, MemoryError, Mistake) as error:
         if sys.flags.dev_mode or not out_of_memory(error):
             raise
-        if not hasattr(config, "micro_batches"):  # it does not train
+        if not hasattr(config, "micro_batches") or hasattr(config, "beta") or hasattr(config, "pairs"):  # not planned
             raise Mistake("out of memory: give smaller numbers, or end what else takes memory") from error
         raise Mistake(
             f"out of memory: `{plan_command(program, config)}` says what it needs and what would fit"

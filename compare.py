@@ -4,6 +4,7 @@
     python compare.py --quick    the same with fewer steps and questions, in a minute or two
     python compare.py --only peft                                                   what learns beside a frozen base
     python compare.py --only task                                        a class is predicted, of a text or of each word
+    python compare.py --only preference                               what the loss asks: a reward model, DPO, RLHF
     python compare.py --base RUN --text FILE --domain FILE --instructions FILE --questions FILE      one's own
 
 Each method is a call of a script's main(config), on the same data in the same order, in a process of its own, so that
@@ -23,21 +24,24 @@ import torch
 
 import train_adapter
 import train_classifier
+import train_dpo
 import train_lora
 import train_prefix
 import train_pretrain
 import train_prompt
+import train_reward
+import train_rlhf
 import train_sft
 from cli import Mistake, check, command_line, flag
 from data.examples import Reading, from_text, instruction_example, read_instructions, render_prompt
 from data.files import write_whole
 from evaluate import SPLITS, Yardsticks, judge
-from experiment import claims, evidence, frozen, plot, report, tasks
+from experiment import claims, evidence, frozen, plot, preference, report, tasks
 from experiment.in_context import as_json
 from experiment.method import Method
 from experiment.own_process import in_own_process
 from experiment.sweep import sweep
-from model.generate import generate
+from model.generate import cannot_write, generate
 from model.gpt import GPT
 from run.device import choose_device, machine
 from run.resume import is_finished, written_settings
@@ -55,7 +59,9 @@ class Config:
     encoder: str = "data/builtin/encoder"  # run folder of a model that sees both sides, for --only task
     out: str = "runs/compare"  # folder to write the runs, results.json, results.md, report.html and the plots to
     resume: bool = False  # go on with the comparison in --out: what is done is not done again
-    only: str = "core"  # core: the four kinds of finetuning; peft: what learns beside a frozen base; task: classes; or all of them
+    styled: str = "data/builtin/styled.json"  # instructions whose responses are in two styles; and the next, for
+    pairs: str = "data/builtin/preferences.json"  # pairs of which the chosen has the one style: --only preference
+    only: str = "core"  # core: kinds of finetuning; peft: beside a frozen base; task: classes; preference; or all
     sweep: bool = False  # instead of the comparison, each method at several learning rates
     quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
@@ -71,6 +77,11 @@ class Config:
     adapter_learning_rate: float = 4e-3  # adapter-SFT's
     prefix_learning_rate: float = 1e-2  # prefix-SFT's
     prompt_learning_rate: float = 2e-2  # prompt-SFT's
+    reward_learning_rate: float = 1e-4  # the reward model's
+    dpo_learning_rate: float = 1e-5  # DPO's; ten times as much is too strong
+    rlhf_learning_rate: float = 1e-4  # RLHF's; without KL three times as much, for that to show in few steps
+    pair_steps: int = 60  # optimizer steps on pairs
+    answer_steps: int = 40  # optimizer steps on own answers
     r: int = 6  # LoRA's rank
     width: int = 12  # a bottleneck's
     length: int = 16  # positions of a prefix, and of a soft prompt
@@ -90,7 +101,11 @@ def main(config: Config) -> dict[str, Any]:
     family = FAMILIES[config.only]
     if config.quick:
         config = dataclasses.replace(
-            config, domain_steps=max(1, config.domain_steps // 6), steps=max(1, config.steps // 12)
+            config,
+            domain_steps=max(1, config.domain_steps // 6),
+            steps=max(1, config.steps // 12),
+            pair_steps=max(1, config.pair_steps // 12),
+            answer_steps=max(1, config.answer_steps // 12),
         )
     check_folder(out, config)
     yardsticks = yardsticks_of(config, device)
@@ -255,6 +270,30 @@ def methods_of_task(config: Config, folder: Path, seed: int) -> list[Method]:
     return in_folders(methods, folder)
 
 
+def methods_of_preference(config: Config, folder: Path, seed: int) -> list[Method]:
+    """An SFT model that knows two styles, and from it all that learns which of them is preferred."""
+    sft = {**settings_for_all(config, seed)[1], "instructions": config.styled}
+    same = {key: sft[key] for key in ("block_size", "held_out", "device", "seed", "eval_every")}
+    same |= {"init_from": str(folder / "sft"), "steps": config.pair_steps, "batch_size": 2 * config.batch_size}
+    dpo = {**same, "pairs": config.pairs, "learning_rate": config.dpo_learning_rate}
+    strong = {**dpo, "learning_rate": 10 * config.dpo_learning_rate, "beta": 0.1}
+    reward = {**dpo, "learning_rate": config.reward_learning_rate}
+    rlhf = {**same, "instructions": config.pairs, "columns": "output=chosen", "reward": str(folder / "reward-model")}
+    rlhf |= {"steps": config.answer_steps, "learning_rate": config.rlhf_learning_rate}
+    rlhf |= {"beta": 0.5}  # a score is in larger units than 0 and 1
+    methods = [
+        (preference.SFT, train_sft, sft),
+        (preference.REWARD, train_reward, reward),
+        (preference.DPO, train_dpo, dpo),
+        (preference.WITH_NLL, train_dpo, {**strong, "nll": 1.0}),
+        (preference.STRONG, train_dpo, strong),
+        (preference.RLHF, train_rlhf, rlhf),
+        (preference.EXACT, train_rlhf, {**rlhf, "reward": "exact", "beta": 0.05}),
+        (preference.HACKED, train_rlhf, {**rlhf, "beta": 0.0, "learning_rate": 3 * config.rlhf_learning_rate}),
+    ]
+    return in_folders(methods, folder)
+
+
 def in_folders(methods: list[tuple[str, Any, dict[str, Any]]], folder: Path) -> list[Method]:
     return [
         Method(name, script, settings, str(folder / name.lower().replace(",", "").replace(" ", "-")))
@@ -271,6 +310,7 @@ class Family(NamedTuple):
     claims: dict[str, tuple[str, claims.Claim]]
     page: Callable[[dict[str, Any]], str]
     plot: Callable[[dict[str, Any], Path], str]
+    yardstick: Callable[[GPT, Yardsticks], dict[str, Any]] = judge
 
 
 def one_seed(config: Config, family: Family, folder: Path, seed: int, y: Yardsticks) -> dict[str, Any]:
@@ -280,15 +320,16 @@ def one_seed(config: Config, family: Family, folder: Path, seed: int, y: Yardsti
     checkpoint.save_model(folder / "random-base", GPT(base.config), y.tokenizer)
     alone = [as_json(one._replace(examples=())) for one in read_instructions(config.instructions)]
     write_whole(folder / "no-examples.json", json.dumps(alone).encode())
-    rows = {"base": {"method": "base", **costs_of_base(config.base, base), **judge(base, y)}}
+    rows = {"base": {"method": "base", **costs_of_base(config.base, base), **family.yardstick(base, y)}}
     said = {"base": samples(base, y)}
     methods = {method.name: method for method in family.methods(config, folder, seed)}
     for number, (name, method) in enumerate(methods.items(), 1):
         print(f"\n{name}, method {number} of {len(methods)}")
         costs = costs_of(method)
         model = checkpoint.load_run(method.out, "", y.device)[0]
-        rows[name] = {"method": name, **costs, **judge(model, y)}
-        said[name] = samples(model, y)
+        rows[name] = {"method": name, **costs, **family.yardstick(model, y)}
+        if not cannot_write(model):
+            said[name] = samples(model, y)
     print("\nother trainings, for the curves")
     found = family.gather(config.base, base, methods, rows, seed, y)
     return {"rows": list(rows.values()), "samples": said, "evidence": found}
@@ -312,7 +353,11 @@ FAMILIES = {
     "core": Family(methods_of_core, one_seed, evidence.gather, claims.CLAIMS, report.page, plot.comparison),
     "peft": Family(methods_of_peft, one_seed, frozen.gather, frozen.CLAIMS, report.page, plot.learned),
     "task": Family(methods_of_task, one_seed_of_task, tasks.gather, tasks.CLAIMS, tasks.page, plot.classes),
-}
+    "preference": Family(
+        methods_of_preference, one_seed, preference.gather, preference.CLAIMS, preference.page, plot.preference,
+        preference.judge,
+    ),
+}  # fmt: skip
 
 
 def samples(model: GPT, y: Yardsticks) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 python evaluate.py --from RUN --text FILE
 python evaluate.py --from RUN --adapter RUN --instructions FILE
 python evaluate.py --from RUN --labelled FILE      a run of train_classifier.py; or --tagged FILE
+python evaluate.py --from RUN --pairs FILE         a run of train_reward.py; or of train_dpo.py, with --reference RUN
 """
 
 import json
@@ -20,6 +21,7 @@ from data.batches import in_order
 from data.examples import (
     Example,
     Instruction,
+    Pair,
     Reading,
     from_instructions,
     from_text,
@@ -28,24 +30,33 @@ from data.examples import (
 from data.files import same_data
 from data.labelled import from_labelled
 from data.masked import Masked
+from data.pairs import SCORE, from_pairs, scored_pairs
 from model.generate import generate
 from model.gpt import GPT, evaluating
 from model.head import classes_of
 from model.prefix import longest_row
 from run import ranks, show
 from run.device import choose_device
+from run.pairs import pair_nll, report
 from run.predict import told_right
 from store.checkpoint import load_run, split
 from store.learned import run_folder
 
 
 @torch.no_grad()
-def token_nll(model: GPT, examples: Sequence[Example], batch_size: int) -> float:
+def token_nll(model: GPT, examples: Sequence[Example | Pair], batch_size: int) -> float:
     """Mean negative log-likelihood of the graded tokens, in nats; its exponential is the perplexity.
+
+    Of pairs it is that of the chosen responses; where a head of the model scores them, that of the choice, a pair.
 
     The sum over all tokens is divided once by their number: the value does not depend on batch_size. The model's mode
     and the random state are as before afterwards.
     """
+    if isinstance(examples[0], Pair):
+        pairs: Any = examples
+        if model.head is not None:
+            return pair_nll(model, pairs, batch_size)
+        examples = [pair.chosen for pair in pairs]
     device, total, n_graded = model.wte.weight.device, 0.0, 0
     rank, n_ranks = ranks.rank_and_size()
     with evaluating(model):
@@ -162,6 +173,8 @@ class Config:
     instructions: str = ""  # instructions to answer: a .json, .jsonl, .csv or .tsv file, or a corpus by name
     labelled: str = ""  # texts, or pairs, to classify: a .json, .jsonl, .csv or .tsv file, or a corpus by name
     tagged: str = ""  # words to tag: a .json, .jsonl or .csv file, or one with columns as CoNLL's
+    pairs: str = ""  # pairs of responses to tell apart: a .json, .jsonl, .csv or .tsv file, or a corpus by name
+    reference: str = ""  # with --pairs, the run that another began from: judged is what has become likelier since
     columns: str = ""  # the file's names for ours, such as text, output, label: "instruction=question,output=answer"
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
     block_size: int = 0  # tokens a row at most; 0: as the run was trained
@@ -176,6 +189,9 @@ def main(config: Config) -> None:
         raise Mistake(f"--adapter names several: {config.adapter}; judge them one after another")
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
     how = as_trained(config, tokenizer, longest_row(model))
+    if config.pairs or config.reference:
+        print(judge_pairs(config, model, how))
+        return
     examples = examples_for(config, model, how)
     nll, classes = token_nll(model, examples, config.batch_size), classes_of(model.attached)
     a_token = f"a {classes.each}" if classes else "a token" if model.config.causal else "a masked token"
@@ -188,12 +204,30 @@ def main(config: Config) -> None:
         print(f"told right {told_right(model, examples, config.batch_size):.1%}")
 
 
+def judge_pairs(config: Config, model: GPT, how: Reading) -> str:
+    """How well a reward model, or a model that writes, tells chosen responses from rejected ones."""
+    run, classes = config.adapter or config.from_, classes_of(model.attached)
+    if not config.pairs or (config.reference and classes):
+        raise Mistake("--reference goes with --pairs, and with a model that writes")
+    if classes:
+        return report(model, scored_pairs(config.pairs, how, classes)[1], config.batch_size)
+    if not model.config.causal:
+        raise Mistake(f"{run} sees both sides and gives no score: it cannot judge --pairs")
+    pairs, reference = from_pairs(config.pairs, how)[1], None
+    if config.reference:
+        reference, other = load_run(config.reference, "", model.wte.weight.device)
+        if other.name != how.tokenizer.name or longest_row(reference) < how.block_size:
+            raise Mistake(f"--reference {config.reference} reads other tokens, or shorter rows, than {run}")
+    return report(model, pairs, config.batch_size, reference)
+
+
 def examples_for(config: Config, model: GPT, how: Reading) -> Sequence[Example]:
     """What is held out of the file, as the model can be asked for it: an encoder for masked tokens, the same ones as in
     training. Raises a Mistake for a question that it cannot answer."""
     run, classes = config.adapter or config.from_, classes_of(model.attached)
     if bool(classes) != bool(config.labelled or config.tagged):
         what = "classes: --labelled or --tagged judges it" if classes else "tokens: --text or --instructions judges it"
+        what = "a score: --pairs judges it" if classes == SCORE else what
         raise Mistake(f"{run} predicts {what}")
     if classes:
         return from_labelled(config.labelled, config.tagged, how, classes)[1]

@@ -98,7 +98,7 @@ def show(texts: Iterable[str], strip: bool) -> str:
 def classify(config: Config, model: GPT, tokenizer: tiktoken.Encoding) -> None:
     """Prints the class of each text, or each word with its tag."""
     run, classes, block_size = config.adapter or config.from_, classes_of(model.attached), model.config.block_size
-    if classes is None or len(split(config.adapter)) > 1:
+    if classes is None or classes.each == "response" or len(split(config.adapter)) > 1:
         raise Mistake(f"{run} predicts no classes: --classify takes one run, of train_classifier.py")
     if config.instruction or config.ask != "prompt":
         raise Mistake("--classify takes --prompt, or lines of standard input: leave out --instruction and --ask")

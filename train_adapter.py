@@ -28,7 +28,7 @@ class Config:
     instructions: str = ""  # instructions to learn from: a .json, .jsonl, .csv or .tsv file, or a corpus by name
     grade_prompt: bool = False  # grade the prompts of instructions too, as pretraining would
     pack: bool = False  # fill each row with several short instructions, apart from one another: fewer, fuller rows
-    columns: str = ""  # the file's names for text, instruction, input, output: "instruction=question,output=answer"
+    columns: str = ""  # the file's names for text, instruction, input, output, chosen, rejected: "output=answer"
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
     out: str = ""  # folder to write the run to
     init_from: str  # run to start from, gpt2 or the like, or a folder in Hugging Face's layout

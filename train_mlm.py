@@ -23,7 +23,7 @@ from store import checkpoint
 @dataclass(kw_only=True)
 class Config:
     text: str  # text to learn from: a file, a folder of them, or a corpus by name
-    columns: str = ""  # the file's names for text, instruction, input, output: "instruction=question,output=answer"
+    columns: str = ""  # the file's names for text, instruction, input, output, chosen, rejected: "output=answer"
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
     out: str = ""  # folder to write the run to
     init_from: str  # run to start from, gpt2 or the like, or a folder in Hugging Face's layout

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cli import Mistake
-from data.examples import Example
+from data.examples import Example, Pair
 
 
 class Batch(NamedTuple):
@@ -24,15 +24,22 @@ class Batch(NamedTuple):
     positions: Tensor  # (T,) 0, 1, … T - 1 in every row; or (B, T), in packed rows: where in their own example
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Pads the rows to one length. Raises ValueError for a row in which nothing is graded: its loss is 0 / 0."""
-    for example in examples:
+def rows_of(example: Example | Pair) -> tuple[Example, ...]:
+    """An example is one row of a batch, a pair two."""
+    return tuple(example) if isinstance(example, Pair) else (example,)
+
+
+def collate(examples: Sequence[Example | Pair]) -> Batch:
+    """Pads the rows to one length; of pairs first all chosen responses, then the rejected ones in the same order.
+    Raises ValueError for a row in which nothing is graded: its loss is 0 / 0."""
+    rows = [row for of_all in zip(*map(rows_of, examples), strict=True) for row in of_all]
+    for example in rows:
         if not example.graded.any():
             raise ValueError(f"an example of {len(example.inputs)} positions has none that is graded")
-    inputs, targets, graded = (_padded([example[part] for example in examples]) for part in range(3))
+    inputs, targets, graded = (_padded([row[part] for row in rows]) for part in range(3))
     positions = torch.arange(inputs.size(1))
-    if examples[0].positions is not None:
-        positions = _padded([example.positions for example in examples])
+    if rows[0].positions is not None:
+        positions = _padded([row.positions for row in rows])
     return Batch(inputs, targets, graded, positions)
 
 
@@ -42,13 +49,15 @@ def _padded(rows: Sequence[Any]) -> Tensor:
     return pad_sequence(tensors, batch_first=True)
 
 
-def in_order(examples: Sequence[Example], batch_size: int, rank: int = 0, n_ranks: int = 1) -> Iterator[Batch]:
+def in_order(examples: Sequence[Example | Pair], batch_size: int, rank: int = 0, n_ranks: int = 1) -> Iterator[Batch]:
     """Every example once, as it stands: for evaluation. Of several ranks each gets its part of every batch."""
     for start in range(0, len(examples), batch_size):
         yield part_of_rank(examples, range(start, min(start + batch_size, len(examples))), rank, n_ranks)
 
 
-def part_of_rank(examples: Sequence[Example], rows: Sequence[int] | np.ndarray, rank: int, n_ranks: int) -> Batch:
+def part_of_rank(
+    examples: Sequence[Example | Pair], rows: Sequence[int] | np.ndarray, rank: int, n_ranks: int
+) -> Batch:
     """The examples at rank, rank + n_ranks, … of a batch's rows. All ranks compute together: one for which no row is
     left computes the first too, ungraded."""
     mine = rows[rank::n_ranks]
@@ -58,6 +67,10 @@ def part_of_rank(examples: Sequence[Example], rows: Sequence[int] | np.ndarray, 
     return batch
 
 
+def longest(example: Example | Pair) -> int:
+    return max(len(row.inputs) for row in rows_of(example))
+
+
 class Batches:
     """Shuffled rows for every optimizer step, in micro-batches. Which rows a step gets depends on the seed, the step
     and how many they are, not on what was read before, nor on how many micro-batches share them. Each epoch is a new
@@ -65,7 +78,7 @@ class Batches:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[Example | Pair],
         batch_size: int,
         micro_batches: int,
         seed: int,
@@ -86,9 +99,9 @@ class Batches:
         """Of all examples, or of 100,000 of them if there are more. A resumed run must have the same."""
         digest = hashlib.sha256(str(len(self.examples)).encode())
         for i in range(0, len(self.examples), 1 + len(self.examples) // 100_000):
-            inputs, targets, graded, _ = self.examples[i]
-            for part in (inputs.astype(np.int64), targets.astype(np.int64), graded):
-                digest.update(part.tobytes())
+            for inputs, targets, graded, _ in rows_of(self.examples[i]):
+                for part in (inputs.astype(np.int64), targets.astype(np.int64), graded):
+                    digest.update(part.tobytes())
         return digest.hexdigest()
 
     def of_step(self, step: int) -> list[Batch]:
@@ -115,11 +128,11 @@ class Batches:
         where each has a single label: classes differ in length (spam is long), so a step would see but one of them."""
         rng = np.random.default_rng((self.seed, epoch))
         shuffled = rng.permutation(len(self.examples))
-        a_label_each = all(example.graded.sum() == 1 for example in self.examples)
+        a_label_each = all(row.graded.sum() == 1 for one in self.examples for row in rows_of(one))
         pool = self.rows_a_step * (1 if a_label_each else 32)
         steps = []
         for start in range(0, len(shuffled), pool):
             rows = shuffled[start : start + pool]
-            rows = rows[np.argsort([len(self.examples[i].inputs) for i in rows], kind="stable")]
+            rows = rows[np.argsort([longest(self.examples[i]) for i in rows], kind="stable")]
             steps += np.split(rows, range(self.rows_a_step, len(rows), self.rows_a_step))
         return [steps[i] for i in rng.permutation(len(steps))]

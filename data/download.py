@@ -23,9 +23,9 @@ WAITS = (1, 2, 4, 8)  # seconds before the second try, the third and so on
 def find(source: str | Path, kind: str, columns: str = "") -> tuple[Path, str]:
     """The path of a file or folder, or else of a public corpus by name, downloaded if need be; and its columns.
 
-    kind: text, instructions, labelled or tagged. columns: those that the user gave, which come before a corpus's own.
-    A file in an archive has a path too: NAME.zip/MEMBER. Raises FileNotFoundError, and Mistake for a corpus of another
-    kind.
+    kind: text, instructions, labelled, tagged or pairs. columns: those that the user gave, which come before a
+    corpus's own. A file in an archive has a path too: NAME.zip/MEMBER. Raises FileNotFoundError, and Mistake for a
+    corpus of another kind.
     """
     path, name = Path(source), str(source)
     if path.is_file() and path.stat().st_size == 0:

@@ -42,6 +42,17 @@ class Example(NamedTuple):
         return self.targets[self.graded.argmax() :][:n_graded].tolist()
 
 
+class Pair(NamedTuple):
+    """Two responses to one prompt: two rows of a batch, which stay together."""
+
+    chosen: Example
+    rejected: Example
+
+    def prompt(self) -> list[int]:
+        """What both read before they begin to differ in what is graded."""
+        return self.chosen.prompt()
+
+
 def next_token(tokens: np.ndarray, graded: np.ndarray) -> Example:
     """The shift by one, which is nowhere else: at each token the target is the token that follows it.
 
@@ -133,20 +144,21 @@ def conversation(record: Instruction, tokenizer: tiktoken.Encoding) -> tuple[lis
     graded: list[bool] = []
     for turn, prompt in enumerate(prompts):
         read = tokenizer.encode_ordinary(prompt)
-        said = _response(record.earlier[turn][1], tokenizer) if turn < len(record.earlier) else []
+        said = response_tokens(record.earlier[turn][1], tokenizer) if turn < len(record.earlier) else []
         tokens += read + said
         graded += [False] * len(read) + [True] * len(said)
     return tokens, graded
 
 
-def _response(text: str, tokenizer: tiktoken.Encoding) -> list[int]:
+def response_tokens(text: str, tokenizer: tiktoken.Encoding) -> list[int]:
+    """A response as it follows a prompt, with its end-of-text."""
     return [*tokenizer.encode_ordinary(" " + text), tokenizer.eot_token]
 
 
 def instruction_example(record: Instruction, tokenizer: tiktoken.Encoding) -> Example:
     """What the model reads, then its response, which is graded."""
     tokens, graded = conversation(record, tokenizer)
-    response = _response(record.output, tokenizer)
+    response = response_tokens(record.output, tokenizer)
     return next_token(np.array(tokens + response), np.array(graded + [True] * len(response)))
 
 

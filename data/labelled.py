@@ -179,7 +179,7 @@ def from_labelled(
     """
     path, each = (labelled, "text") if labelled else (tagged, "word")
     if known and known.each != each:
-        right = {"text": "--labelled", "word": "--tagged"}[known.each]
+        right = {"text": "--labelled", "word": "--tagged", "response": "--pairs"}[known.each]
         raise Mistake(f"{path}: this model gives a class to each {known.each}, not to each {each}: {right} is for it")
     read = read_labelled if labelled else read_tagged
     records = read(path, how.columns, how.skip_bad_records)

@@ -19,9 +19,10 @@ class Public:
     member: str = ""  # the file to read in a .zip
     columns: str = ""  # as for --columns
     as_labelled: str = ""  # the same, of instructions that --labelled can read too
+    has_pairs: bool = False  # whether the instructions have two responses each, for --pairs
 
     def kinds(self) -> tuple[str, ...]:
-        return (self.kind, "labelled") if self.as_labelled else (self.kind,)
+        return (self.kind, *["labelled"] * bool(self.as_labelled), *["pairs"] * self.has_pairs)
 
 
 CORPORA = {
@@ -45,6 +46,7 @@ CORPORA = {
         386_968,
         "305315abf14f65fa42c01a0877572f832606571c2a7d49f152ac1d758b16756e",
         f"{BOOK}/04_preference-tuning-with-dpo/instruction-data-with-preference.json",
+        has_pairs=True,
     ),
     "alpaca": Public(
         "instructions",

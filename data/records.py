@@ -66,13 +66,13 @@ def read_instructions(path: str | Path, columns: str = "", skip_bad: bool = Fals
     file, columns = find(path, "instructions", columns)
     ours = ("instruction", "input", "output", *CONVERSATION)
     skipped = Skipped() if skip_bad else None
-    records = list(read_records(file, columns, ours, _instruction, skipped))
+    records = list(read_records(file, columns, ours, instruction_of, skipped))
     if skipped and (sentence := skipped.sentence(path)):
         print(sentence)
     return records
 
 
-def _instruction(where: Where, record: Any) -> Instruction:
+def instruction_of(where: Where, record: Any) -> Instruction:
     if not isinstance(record, dict):
         raise BadRecord(f"{where} must be an object with instruction and output, not {type(record).__name__}")
     required = ("instruction", "output")
@@ -96,7 +96,7 @@ def _examples(where: Where, records: Any) -> tuple[tuple[str, str, str], ...]:
     if not isinstance(records, list):
         raise BadRecord(f'{where}: "examples" is {shown(records)}, expected a list of records')
     nested = any(isinstance(one, dict) and one.get("examples") for one in records)  # however deep: not even read
-    solved = [] if nested else [_instruction(f"{where}, example {n}", one) for n, one in enumerate(records, 1)]
+    solved = [] if nested else [instruction_of(f"{where}, example {n}", one) for n, one in enumerate(records, 1)]
     if nested or any(one.earlier or one.system for one in solved):
         raise BadRecord(f'{where}: "examples" must be of instruction, input and output alone')
     return tuple(one[:3] for one in solved)

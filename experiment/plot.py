@@ -149,3 +149,31 @@ def classes(results: dict[str, Any], out: Path) -> str:
     figure.axes[0].legend(fontsize=8, loc="lower left")
     figure.savefig(out / "classes.png", dpi=120)
     return "Plot: classes.png."
+
+
+def preference(results: dict[str, Any], out: Path) -> str:
+    """Draws the chosen responses' NLL under DPO, the rewards under RLHF, and style against right answers, of the first
+    seed, as preference.png in `out`. Returns a sentence that says so, or that matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return f"No plot: {MISSING}."
+    evidence = results["evidence"][0]
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    chosen, reward, answers = figure.subplots(1, 3)
+    for axes, column in ((chosen, "chosen_nll"), (reward, "reward")):
+        for name, rows in evidence["metrics"].items():
+            if points := [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]:
+                axes.plot(*zip(*smooth(points, 5), strict=True), label=name)
+        axes.set(xlabel="step")
+        axes.legend(fontsize=8)
+    chosen.set(title="chosen responses", ylabel="NLL, nats a token", yscale="log")
+    reward.set(title="own answers", ylabel="reward, as each run counts it")
+    for name, row in evidence["rows"].items():
+        if row["style"] is not None and name != "base":
+            answers.plot(row["style"], row["right"], "o", label=name)
+    answers.set(title="answers to new instances", xlabel="in the preferred style", ylabel="right, in either style")
+    answers.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    answers.legend(fontsize=8)
+    figure.savefig(out / "preference.png", dpi=120)
+    return "Plot: preference.png."

@@ -84,7 +84,10 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
     return tokens.to(device), last.to(device)
 
 
-def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
+Generators = torch.Generator | Sequence[torch.Generator] | None  # of random numbers: for all rows, or one a row
+
+
+def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: Generators) -> Tensor:
     """One token a row, (B, V) -> (B,): the likeliest at temperature 0, else drawn from softmax(logits / temperature),
     from the top_k likeliest (0: all) and the likeliest that together hold a share top_p (Holtzman et al. 2020)."""
     if temperature < 1e-6:
@@ -97,6 +100,10 @@ def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator
     before = probabilities.cumsum(-1) - probabilities  # the share that likelier tokens hold
     before[:, 0] = -1  # the likeliest always stays
     probabilities[before >= top_p] = 0
+    if isinstance(generator, Sequence):  # then what a row draws does not depend on the rows beside it
+        # in the vocabulary's order: a rounding error could swap two tokens that are nearly as likely
+        rows = torch.zeros_like(probabilities).scatter(-1, order, probabilities)
+        return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in zip(rows, generator, strict=True)])
     return order.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).squeeze(-1)
 
 
@@ -113,7 +120,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
 ) -> list[list[int]]:
     """Continues each prompt (token ids, any lengths) and returns the new tokens, up to stop and without it.
 
@@ -135,7 +142,7 @@ def stream(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
 ) -> Generator[tuple[list[int], Tensor], None, None]:
     """Yields the next token of each row, and the logits that it was drawn from, (B, V), until every row has had stop.
 

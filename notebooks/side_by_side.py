@@ -85,6 +85,39 @@ CONCEPTS = {
     "how rows are filled": {
         r"^pack: |config\.pack": "A text fills its rows. Instructions are short: several may share a row, kept apart.",
     },
+    # of train_reward.py, train_dpo.py and train_rlhf.py
+    "what the loss asks": {
+        r'^"""(A reward model|Direct preference|Reinforcement learning)\b': "What is compared: two responses, by a "
+        "score or by their likelihood, or the model's own answers, by their reward.",
+        r"^pairs: |(scored|from)_pairs\b": "Pairs of responses to one prompt: two rows each, chosen first, then "
+        "rejected. A score is graded at the last token; for DPO both responses are.",
+        r"^columns: .*chosen": "A file of pairs has other columns.",
+        r"^batch_size: ": "A pair is two rows, and K answers to a prompt are K.",
+        r"from model\.preference import": "The losses as functions, with their equations: model/preference.py.",
+        r"^inputs, (_|targets), graded|^scores = model\(|^nll = preference_loss\(|n_graded / 2\)": "The head's one "
+        "number at the last token of each response is its score, and how unlikely it is, by the scores, that the "
+        "chosen one is better is the loss: -log σ(r⁺ - r⁻) (Bradley and Terry 1952). No targets are needed.",
+        r"^log_p = model\(|^nll = -log_p": "A reward model scores responses: it predicts no token and no class.",
+        r"^loss = nll\.sum\(\) / n_graded$": "Cross-entropy: be likely where graded. Here answers are compared "
+        "instead.",
+        r"^(beta|nll): ": "How strong the pull back to the reference is; and what holds DPO to the chosen response.",
+        r"frozen_copy\(|^log_ref = ": "The model as it was when it began, which does not learn: what has become "
+        "likelier is told by log π(y|x) / π_ref(y|x).",
+        r"^scores = config\.beta|^loss = \(preference_loss|^chosen_nll = |^n_pairs = ": "The score of a response is β "
+        "log π / π_ref, the reward that the policy stands for (Rafailov et al. 2023, eq. 5); the loss is a reward "
+        "model's (eq. 7). The chosen response's own likelihood may fall all the same: so it is measured.",
+        r"^session\.measure\(": "What the loss alone does not tell, in columns of metrics.csv.",
+        r"\.learn_on\(": "What learned in the run that it starts from learns on: of a LoRA run A and B.",
+        r"^(Each answer serves|\(Schulman|model learn which)": "Why there is no ratio and no clipping here, as in PPO.",
+        r"^(reward|samples|max_new_tokens): |from run\.rollout import|^reward = reward_of": "What an answer is worth: "
+        "a reward model's score, or whether it is right to the letter; and how many are drawn for each prompt.",
+        r"^keep_best: |session\.keep_best": "The lowest NLL of the data's responses is not what is sought here.",
+        r"batches\.of_step\(|^# K answers": "Graded are the model's own answers: sampled in each step, and rewarded.",
+        r"^n_answers = |^for batch(, r)? in |^log_pi = |^kl = |^advantage = |^loss = -\(advantage": "Each answer's "
+        "log-likelihood is moved by its advantage: by how much its reward, less β times what it has left the "
+        "reference, is above that of the other answers to its prompt (REINFORCE with a leave-one-out baseline: "
+        "Ahmadian et al. 2024). The mean of such gradients is that of the reward.",
+    },
 }  # fmt: skip
 
 

@@ -141,9 +141,10 @@ def set_up(model: GPT, config: Any, device: torch.device) -> str:
     refuse_wrong_gradients(config, device)
     model.precision, why = choose_precision(config.precision, device, model.config.n_embd)
     model.checkpoint_activations = config.checkpoint_activations
-    rows = -(-config.batch_size // ranks.rank_and_size()[1])
+    rows = -(-config.batch_size // ranks.rank_and_size()[1]) * (2 if hasattr(config, "pairs") else 1)
     positions, memory = rows * config.block_size, memory_there(device)
-    model.head_in_chunks = model.head is None and head_in_chunks(
+    is_all_asked_for = model.head is not None or hasattr(config, "samples")  # RLHF measures the logits' entropy too
+    model.head_in_chunks = not is_all_asked_for and head_in_chunks(
         config, device, positions, model.config.vocab_size, memory
     )
     model.head_padded = device.type == "cuda" and model.precision != torch.float32

@@ -70,13 +70,22 @@ class Saves:
     """What a run saves on its way, and brings back: OUT/last.pt to go on from, and OUT/best."""
 
     def __init__(
-        self, config: Any, model: GPT, optimizer: torch.optim.Optimizer, batches: Batches, base: checkpoint.Opened
+        self,
+        config: Any,
+        model: GPT,
+        optimizer: torch.optim.Optimizer,
+        batches: Batches,
+        base: checkpoint.Opened,
+        others: Sequence[GPT] = (),
     ) -> None:
-        """Raises a Mistake, with --resume, if config, data or base are not those that the run began with."""
+        """others: frozen models on which a step depends. Raises a Mistake, with --resume, if config, data or models are
+        not those that the run began with."""
         self.config, self.out, self.saved_at = config, Path(config.out), time.perf_counter()
         self.model, self.optimizer, self.base = model, optimizer, base
         self.learns = {name: p for name, p in model.named_parameters() if p.requires_grad}
         frozen = {name: p for name, p in plain_names(model).items() if not p.requires_grad}
+        for n, other in enumerate(others, 1):  # a reference, a reward model: a step depends on them too
+            frozen |= {f"{n}.{name}": p for name, p in other.named_parameters()}
         self.began_with = {"data": batches.fingerprint(), "base": fingerprint(frozen) if frozen else ""}
         # so far: graded tokens, seconds, and the lowest held-out NLL
         self.so_far: dict[str, Any] = {"graded_tokens": 0, "seconds": 0.0, "best": math.inf}
@@ -152,7 +161,8 @@ class Saves:
 
     def save_if_best(self, held_out_nll: float | None) -> None:
         """With --keep-best, saves the model in OUT/best, a run folder too, if it predicts held-out data best so far."""
-        if self.config.keep_best and held_out_nll is not None and held_out_nll < self.so_far["best"]:
+        keep_best = getattr(self.config, "keep_best", False)  # train_rlhf.py has no such flag
+        if keep_best and held_out_nll is not None and held_out_nll < self.so_far["best"]:
             self.so_far["best"] = held_out_nll
             checkpoint.save(self.out / "best", self.model, self.base)
 
@@ -191,7 +201,9 @@ def put_random(states: dict[str, Tensor]) -> None:
 def cut_metrics(path: Path, heading: Sequence[str], steps: int) -> str:
     """The rows of metrics.csv of the first so many steps: the later ones will be done again."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    rows = [row for row in csv.reader(text.replace("\0", "").splitlines()) if len(row) == len(heading)]
+    rows = list(csv.reader(text.replace("\0", "").splitlines()))
+    heading = rows[0] if rows and rows[0][: len(heading)] == list(heading) else heading  # with what a script measures
+    rows = [row for row in rows if len(row) == len(heading)]
     kept = [row for row in rows if row[0].isdecimal() and int(row[0]) < steps]
     if len(kept) < steps:
         print(f"{path} lacks the rows of {steps - len(kept):,} steps: they were lost, but the model was not")

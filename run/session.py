@@ -1,13 +1,14 @@
 """What is the same around every training run: the device, the seed, the run folder, saves, Ctrl-C, the progress."""
 
 import contextlib
+import copy
 import dataclasses
 import datetime
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Session:
             raise Mistake(f"torchrun gives each process a GPU of its own: --device cuda, not {config.device}")
         if self.n_ranks > 1 and self.device.type == "mps":
             raise Mistake("several processes can share CUDA GPUs or CPUs, not an Apple GPU: give --device cpu")
+        self.frozen_models: list[GPT] = []  # models beside the one that learns, which are only asked
+        self.measured: dict[str, list[float]] = {}  # of this step, by name: the sum of what was measured, and how much
         self.lock = None
         if not config.out and not config.show_batch:
             raise Mistake("give --out, a folder to write the run to")
@@ -66,13 +69,24 @@ class Session:
             torch.manual_seed(self.config.seed + self.rank)  # dropout differs, as it does from row to row
         self.scale = device.GradientScale(model)
 
+    def frozen_copy(self, model: GPT) -> GPT:
+        """The model as it is now, to compare with: it does not learn. To be made before the model is placed."""
+        return self.frozen(copy.deepcopy(model))
+
+    def frozen(self, model: GPT) -> GPT:
+        """Places a model that is only asked: it does not learn, has no dropout, and computes in the same precision. A
+        resumed run must find the same one."""
+        device.set_up(model.requires_grad_(False).eval(), self.config, self.device)
+        self.frozen_models.append(model.to(self.device))
+        return model
+
     def begin_or_resume(self, model: GPT, optimizer: torch.optim.Optimizer, batches: Batches, base: Opened) -> int:
         """Opens the run folder, and prints what learns, for how long and in which precision. With --resume, brings back
         what was saved there. Returns the step to begin with."""
         if self.rank == 0 and self.lock is None:
             self.lock = files.lock(self.out)
             check_folder(self.out, self.config.resume)  # another run may have begun in the meantime
-        self.saves = Saves(self.config, model, optimizer, batches, base)
+        self.saves = Saves(self.config, model, optimizer, batches, base, self.frozen_models)
         done = self.saves.bring_back(self.scale)
         self.so_far = self.saves.so_far
         self._open_folder(device.NAMES[model.precision], done)
@@ -132,6 +146,14 @@ class Session:
         """With --keep-best, saves the model that predicts the held-out data best so far."""
         self.saves.save_if_best(held_out_nll)
 
+    def measure(self, **values: Tensor) -> None:
+        """Takes a step's numbers for metrics.csv, each in a column of its own: the mean of all values that are taken
+        before the next `log`, of all micro-batches and ranks."""
+        for name, tensor in values.items():
+            so_far = self.measured.setdefault(name, [0.0, 0.0])
+            so_far[0] += tensor.detach().sum(dtype=torch.float32).item()
+            so_far[1] += tensor.numel()
+
     def log(
         self,
         step: int,
@@ -158,7 +180,11 @@ class Session:
         done, steps = step + 1, self.config.steps
         seconds = self.so_far["seconds"] = time.perf_counter() - self.started
         self.so_far["graded_tokens"] += round(n_graded * self.n_ranks)
-        self._row(step, loss, held_out_nll, learning_rate, grad_norm)
+        means = {name: ranks.mean(total) / ranks.mean(n) for name, (total, n) in self.measured.items()}
+        self.measured.clear()
+        if step == 0 and means:  # what a script measures has its columns after those of all scripts
+            self.write("metrics.csv", ",".join((*COLUMNS, *means)) + "\n")
+        self._row(step, loss, held_out_nll, learning_rate, grad_norm, measured=means.values())
         stop = ranks.highest([self.stop.number])[0]
         self.saves.save_if_due(done, stop > 0)
         line = f"loss {loss:.3f}, {self.so_far['graded_tokens'] / seconds:,.0f} graded tokens/s"
@@ -170,8 +196,8 @@ class Session:
             print(f"{self.out}: stopped and saved after step {done:,}; the same command and --resume goes on")
             raise leaving(int(stop))
 
-    def _row(self, *values: float | None) -> None:
-        row = [*values, self.so_far["graded_tokens"], round(self.so_far["seconds"], 3)]
+    def _row(self, *values: float | None, measured: Iterable[float | None] = ()) -> None:
+        row = [*values, self.so_far["graded_tokens"], round(self.so_far["seconds"], 3), *measured]
         self.unwritten += ",".join("" if value is None else str(value) for value in row) + "\n"
         with contextlib.suppress(PermissionError):
             self.write("metrics.csv", self.unwritten, "a")

@@ -7,14 +7,17 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import tiktoken
+import torch
 from torch import nn
 
 from data.batches import Batch, Batches
-from data.examples import Example
+from data.examples import Example, Pair
 from model.gpt import GPT
 from model.head import Classes, classes_of
+from run import pairs
 from run.predict import accuracy, judged, macro_f1, precision_recall_f1, predicted
 
 ROWS, EDGE = 3, 6  # rows shown; positions shown at each end of a long stretch that is graded, or is not
@@ -23,7 +26,11 @@ GREEN, GREY, PLAIN = "\033[32m", "\033[90m", "\033[0m"
 
 def first_batch(batches: Batches, tokenizer: tiktoken.Encoding, model: GPT) -> dict:
     """Prints the first micro-batch and what learns: all that --show-batch does."""
-    print(batch(batches.of_step(0)[0], tokenizer, classes_of(model.attached)), what_learns(model), sep="\n\n")
+    first = batches.of_step(0)[0]
+    if isinstance(batches.examples[0], Pair):  # each rejected response after its chosen one
+        order = torch.arange(len(first.inputs)).view(2, -1).T.reshape(-1)
+        first = Batch(*(part[order] if part.dim() == 2 else part for part in first))
+    print(batch(first, tokenizer, classes_of(model.attached)), what_learns(model), sep="\n\n")
     return {}
 
 
@@ -85,8 +92,11 @@ def coloured(line: str, is_graded: bool) -> str:
 # ---- at the end ------------------------------------------------------------------------------------------------------
 
 
-def report(model: GPT, examples: Sequence[Example], batch_size: int, classes: Classes) -> str:
-    """Accuracy and macro-F1; each class by itself; and of texts which class was taken for which."""
+def report(model: GPT, examples: Sequence[Any], batch_size: int, classes: Classes) -> str:
+    """Accuracy and macro-F1; each class by itself; and of texts which class was taken for which. Of a reward model what
+    run/pairs.py reports."""
+    if classes.each == "response":
+        return pairs.report(model, examples, batch_size)
     counts = judged(model, examples, batch_size, classes)
     there, names = counts.sum(1), [name[:16] for name in classes.names]
     always = f"{there.max() / there.sum():.1%} by always saying {names[there.argmax()]!r}"

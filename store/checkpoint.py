@@ -108,6 +108,11 @@ class Opened:
             new_head(model, *classes)
         return model
 
+    def learn_on(self, model: GPT) -> None:
+        """Lets learn what learned in this run: of an adapter the adapter alone, else every parameter."""
+        for name, parameter in plain_names(model).items():
+            parameter.requires_grad_(self.learned is None or name in self.learned["weights"])
+
     @property
     def classes(self) -> Classes | None:
         """What it tells apart, if it has a head of its own."""

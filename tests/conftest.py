@@ -14,11 +14,14 @@ import torch
 import new_model
 import train_adapter
 import train_classifier
+import train_dpo
 import train_lora
 import train_mlm
 import train_prefix
 import train_pretrain
 import train_prompt
+import train_reward
+import train_rlhf
 import train_sft
 from model.gpt import GPT, GPTConfig
 
@@ -85,6 +88,28 @@ def tagged(folder):
 
 
 @pytest.fixture(scope="session")
+def pairs(folder):
+    """Pairs of which the chosen response is the polite one; their words differ in number."""
+    words = ["sea", "ship", "calm", "öl", "mast", "a b", "sail", "rope", "tide", "oar", "deck", "hull"]
+    records = [
+        {"instruction": "Repeat the word.", "input": word * n, "chosen": f"{word}, please", "rejected": word * n}
+        for n, word in enumerate(words, 2)
+    ]
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def reward_model(folder, base, pairs):
+    """A run of train_reward."""
+    out = str(folder / "reward-model")
+    how = {"init_from": base, "block_size": 192, "steps": 2, "batch_size": 4, "device": "cpu"}
+    train_reward.main(train_reward.Config(pairs=pairs, out=out, **how))
+    return out
+
+
+@pytest.fixture(scope="session")
 def base(folder, text):
     """A run of train_pretrain: two layers, bytes, rows of up to 192 tokens."""
     out = str(folder / "base")
@@ -95,7 +120,7 @@ def base(folder, text):
 
 
 @pytest.fixture
-def train(base, text, instructions, labelled, tagged, tmp_path):
+def train(base, text, instructions, labelled, tagged, pairs, tmp_path):
     """train("sft", steps=3, ...) runs a script's main from the base and returns (its results, its run folder)."""
 
     def run(method, **settings):
@@ -112,6 +137,13 @@ def train(base, text, instructions, labelled, tagged, tmp_path):
             "prompt_sft": (train_prompt.main, train_prompt.Config, {"instructions": instructions, "block_size": 176}),
             "classifier": (train_classifier.main, train_classifier.Config, {"labelled": labelled}),
             "tagger": (train_classifier.main, train_classifier.Config, {"tagged": tagged}),
+            "reward": (train_reward.main, train_reward.Config, {"pairs": pairs}),
+            "dpo": (train_dpo.main, train_dpo.Config, {"pairs": pairs}),
+            "rlhf": (
+                train_rlhf.main,
+                train_rlhf.Config,
+                {"instructions": instructions, "reward": "exact", "max_new_tokens": 8},
+            ),
             "mlm": (train_mlm.main, train_mlm.Config, {"text": text}),
         }[method]
         out = settings.pop("out", tmp_path / f"run{len(list(tmp_path.iterdir()))}")

@@ -2,7 +2,7 @@
 
     python -m tests.kill --times 50
 
-Each run is one of the eight scripts in a process of its own, which saves every few steps and is sent SIGKILL somewhere
+Each run is one of the scripts below in a process of its own, which saves every few steps and is sent SIGKILL somewhere
 between its first step and its end; now and then the resumed run is killed as well. In the end its model or adapter, its
 best model, its sample, and its metrics but for the seconds must be the same to the bit. (In one thread: sums in several
 need not repeat.)
@@ -31,6 +31,8 @@ METHODS = {
     "lora-sft": ["train_lora.py", "--instructions", str(BUILTIN / "instructions.json"), "--pack"],
     "adapter": ["train_adapter.py", "--text", str(BUILTIN / "domain.jsonl")],
     "prefix": ["train_prefix.py", "--instructions", str(BUILTIN / "instructions.json"), "--pack"],
+    "reward": ["train_reward.py", "--pairs", str(BUILTIN / "preferences.json")],
+    "dpo": ["train_dpo.py", "--pairs", str(BUILTIN / "preferences.json")],
     "prompt": ["train_prompt.py", "--text", str(BUILTIN / "domain.jsonl")],
     "classifier": ["train_classifier.py", "--labelled", str(BUILTIN / "labelled.json"), "--learn", "lora"],
     "tagger": ["train_classifier.py", "--tagged", str(BUILTIN / "tagged.json")],

@@ -14,6 +14,7 @@ import torch
 from conftest import RECORDS, metrics, weights
 
 import sample
+import train_dpo
 import train_lora
 import train_prompt
 import train_sft
@@ -21,21 +22,25 @@ from data.batches import Batches, collate
 from data.examples import Reading, from_instructions, from_text, graded_everywhere, next_token, packed, render_prompt
 from data.labelled import from_labelled, to_classify
 from data.masked import Masked, MaskedBatches, with_mask
+from data.pairs import SCORE, from_pairs
 from evaluate import token_nll
 from model.adapter import apply_adapter
 from model.generate import generate
 from model.gpt import GPT, GPTConfig
 from model.head import new_head
 from model.lora import apply_lora, lora_layers, lora_state_dict, merge, unmerge
+from model.preference import leave_one_out, log_likelihood
 from model.prefix import apply_prefix
 from model.switch import base_state_dict
 from run.predict import accuracy, confusion
-from store import gpt2
+from run.rollout import Answer, scored
+from run.session import Session
+from store import checkpoint, gpt2
 from store.checkpoint import open_run
 from store.learned import load_adapter
 
 BASE = "data/builtin/base"
-SCRIPTS = {"sft": train_sft, "lora": train_lora, "prompt": train_prompt}
+SCRIPTS = {"sft": train_sft, "lora": train_lora, "prompt": train_prompt}  # they learn from instructions
 TOKENIZER = open_run(BASE).tokenizer
 ONE = [{"instruction": "Name a sea.", "output": "Baltic"}] * 2
 TOKENS = torch.arange(3, 67).view(2, 32)
@@ -469,3 +474,57 @@ def graded_as_it_is():
 def nine_of_ten():
     counts = confusion([0] * 9 + [1], [0] * 10, 2)
     return f"who always says what nine texts of ten are has an accuracy of {accuracy(counts):.0%}"
+
+
+# ---- responses that are compared -------------------------------------------------------------------------------------
+
+PAIRS = [{"instruction": "Name a sea.", "chosen": "the Baltic, north of here", "rejected": "Baltic"}] * 8
+
+
+def dpo(steps):
+    out = new("run")
+    how = {"init_from": BASE, "batch_size": 4, "steps": steps, "warmup": 0.0, "device": "cpu", "precision": "fp32"}
+    train_dpo.main(train_dpo.Config(pairs=written(PAIRS), out=str(out), learning_rate=1e-4, **how))
+    return out
+
+
+def margin_over_the_reference():
+    margin = float(metrics(dpo(4), "margin")[-1])
+    return f"after three steps of DPO the chosen responses have gained {margin:.2f} on the rejected ones"
+
+
+def one_pair():
+    return from_pairs(written(PAIRS), Reading(TOKENIZER, 128, 0.1))[0][0]
+
+
+def likelihoods_of_responses():
+    found = log_likelihood(open_run(BASE).model(), *collate([one_pair()])).tolist()
+    sizes = [int(example.graded.sum()) for example in one_pair()]
+    return f"log π is {found[0]:.1f} of a response of {sizes[0]} tokens, {found[1]:.1f} of one of {sizes[1]}"
+
+
+def graded_of_a_pair():
+    return "of a pair {} of {} positions are graded, and {} of {}".format(
+        *(n for example in one_pair() for n in (int(example.graded.sum()), len(example.graded)))
+    )
+
+
+def first_loss_of_dpo():
+    return f"DPO begins with a loss of {float(metrics(dpo(1), 'loss')[0]):.3f}; log 2 is {math.log(2):.3f}"
+
+
+def scores_in_company():
+    model, run, prompt = open_run(BASE).model(), new("reward"), TOKENIZER.encode_ordinary("Name a sea.")
+    torch.manual_seed(0)
+    new_head(model, *SCORE)
+    checkpoint.save_model(run, model, TOKENIZER)
+    how = train_dpo.Config(pairs="", init_from=BASE, out=str(new("run")), device="cpu", precision="fp32")
+    reward = scored(str(run), Session(how), TOKENIZER)
+    short, long = (Answer(prompt, TOKENIZER.encode_ordinary(" Baltic" * n), []) for n in (1, 9))
+    return f"an answer scores {reward([short])[0]:.3f} alone, {reward([short, long])[0]:.3f} beside a longer one"
+
+
+def advantages_of_two():
+    return "of two answers with rewards 1 and 0 the advantages are {:.1f} and {:.1f}".format(
+        *leave_one_out(torch.tensor([[1.0, 0.0]]))[0].tolist()
+    )

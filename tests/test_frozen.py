@@ -85,7 +85,7 @@ def test_a_claim_that_the_numbers_deny_does_not_hold(evidence, number):
 
 
 def test_a_family_that_is_none_is_refused_by_name(tmp_path):
-    with pytest.raises(Mistake, match="--only must be core, peft, task or all; got 'some'"):
+    with pytest.raises(Mistake, match="--only must be core, peft, task, preference or all; got 'some'"):
         compare.main(compare.Config(only="some", out=str(tmp_path / "c")))
     with pytest.raises(Mistake, match="--block-size 240 and a prefix of --length 17 are beyond the 256 tokens"):
         compare.main(compare.Config(only="peft", length=17, out=str(tmp_path / "c")))

@@ -27,11 +27,14 @@ import evaluate
 import sample
 import train_adapter
 import train_classifier
+import train_dpo
 import train_lora
 import train_mlm
 import train_prefix
 import train_pretrain
 import train_prompt
+import train_reward
+import train_rlhf
 import train_sft
 from cli import Mistake, command_line
 from data.batches import collate
@@ -430,7 +433,8 @@ def test_a_damaged_checkpoint_is_refused_or_bit_equal(here, data):
 # ---- flags -------------------------------------------------------------------------------------------------------
 
 BESIDE = [module.Config for module in (train_lora, train_adapter, train_prefix, train_prompt)]  # a frozen base
-OTHERS = (train_pretrain, train_sft, train_classifier, train_mlm, evaluate, sample, compare)
+COMPARED = (train_reward, train_dpo, train_rlhf)
+OTHERS = (train_pretrain, train_sft, train_classifier, train_mlm, *COMPARED, evaluate, sample, compare)
 CONFIGS = [*BESIDE, *(module.Config for module in OTHERS)]
 numbers = (
     st.text(st.sampled_from("0123456789-+.eE_ infa"), max_size=6)

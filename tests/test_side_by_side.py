@@ -14,10 +14,12 @@ ROOT = Path(__file__).parent.parent
 SIBLINGS = PRETRAIN, SFT, LORA, ADAPTER, PREFIX, PROMPT, CLASSIFIER, MLM = [
     f"train_{method}.py" for method in ("pretrain", "sft", "lora", "adapter", "prefix", "prompt", "classifier", "mlm")
 ]
+COMPARE = REWARD, DPO, RLHF = ["train_reward.py", "train_dpo.py", "train_rlhf.py"]  # responses: by losses of their own
+SIBLINGS += COMPARE
 STEPS = ["config", "data", "model", "what learns", "optimizer", "loop", "evaluate", "save"]
 BUDGETS = {
     (PRETRAIN, SFT): 18, (SFT, LORA): 22, (LORA, ADAPTER): 14, (LORA, PREFIX): 14, (PREFIX, PROMPT): 10,
-    (SFT, CLASSIFIER): 30, (PRETRAIN, MLM): 20,
+    (SFT, CLASSIFIER): 30, (PRETRAIN, MLM): 20, (CLASSIFIER, REWARD): 24, (SFT, DPO): 30, (SFT, RLHF): 45,
 }  # fmt: skip
 PAIRS = [*BUDGETS, (PRETRAIN, LORA)]
 
@@ -48,9 +50,20 @@ def test_a_script_is_eight_steps_in_order_and_at_most_150_lines(script):
     assert len((ROOT / script).read_text(encoding="utf-8").splitlines()) <= 150
 
 
-@pytest.mark.parametrize("step", ["optimizer", "loop"])
-def test_optimizer_and_loop_are_the_same_to_the_byte(step):
-    assert len({sections(script)[step] for script in SIBLINGS}) == 1
+def test_optimizer_and_loop_are_the_same_to_the_byte():
+    assert len({sections(script)["optimizer"] for script in SIBLINGS}) == 1
+    assert len({sections(script)["loop"] for script in SIBLINGS if script not in COMPARE}) == 1
+
+
+@pytest.mark.parametrize("script", COMPARE)
+def test_where_responses_are_compared_the_loop_differs_in_the_lines_of_the_loss_alone(script):
+    """Those that the page explains by what the loss asks; all others are there, in the same order."""
+    of_all, own = ([normalised(line) for line in sections(one)["loop"].splitlines()] for one in (SFT, script))
+    for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, of_all, own, autojunk=False).get_opcodes():
+        for text, lines_of in ((of_all, range(i1, i2)), (own, range(j1, j2))):
+            if tag != "equal":
+                for n in lines_of:
+                    assert not text[n] or [c for c, _ in reasons(text, n)] == ["what the loss asks"], text[n]
 
 
 def test_at_most_one_line_of_the_loop_is_about_fp16():

@@ -17,7 +17,7 @@ import pytest
 from data.text import token_file
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
 from world import __main__ as command
-from world import base_text, domain, drills, labelled, questions, records, tasks, words
+from world import base_text, domain, drills, labelled, preferences, questions, records, tasks, words
 
 BUILTIN = Path(__file__).parent.parent / "data" / "builtin"
 SHA256 = {
@@ -31,13 +31,15 @@ SHA256 = {
     "labelled-unseen.json": "73971016c9c0149bd7aec46b5e8aac1fd9f077d6896d291eee400ddf195df14e",
     "pairs-unseen.json": "6d9326898a3629e75cdddbd05cf13be4b8bac9d9b045995f09e91c287e1cf889",
     "tagged-unseen.json": "9145639d56d4d59e4ffe6ea29d6281c6c2c2e0df9c1fddf2e2cb00bf2ac6ba37",
+    "styled.json": "74c47e05a81aafd4234370e9c0cf253bdadbedc7fbc79cd0a3c9f564c46df4e4",
+    "preferences.json": "d554d127ef4a832d219cf46db115eb3d61d86d8481cc1c709e4276108c828876",
 }
 TRAIN, QUESTIONS = (json.loads((BUILTIN / name).read_text()) for name in ("instructions.json", "questions.json"))
 BASE, DOMAIN = (
     [json.loads(line)["text"] for line in (BUILTIN / name).read_text().splitlines()]
     for name in ("base.jsonl", "domain.jsonl")
 )
-MODULES = (words, tasks, questions, drills, base_text, domain, records, labelled, command)
+MODULES = (words, tasks, questions, drills, base_text, domain, records, labelled, preferences, command)
 world = SimpleNamespace(**{name: value for module in MODULES for name, value in vars(module).items()})
 TASKS = {task.name: task for task in world.TASKS}
 NAMED = (world.NAMES, world.PLACES, *world.GROUPS.values())
@@ -348,3 +350,28 @@ def test_the_examples_in_the_docstrings_are_what_comes_out():
         doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE, extraglobs=vars(world)) for module in MODULES
     ]
     assert sum(one.attempted for one in found) >= 8 and not any(one.failed for one in found)
+
+
+# ---- preferences -----------------------------------------------------------------------------------------------------
+
+STYLED, PAIRS = (json.loads((BUILTIN / name).read_text()) for name in ("styled.json", "preferences.json"))
+
+
+def test_both_responses_of_a_pair_are_right_and_the_chosen_one_has_a_closing_more():
+    assert len(PAIRS) > 2000 and {one["task"] for one in PAIRS} == {
+        name for name, task in TASKS.items() if task.trained
+    }
+    known = {(one["instruction"], one["input"]): one["output"] for one in TRAIN}
+    for one in PAIRS:
+        assert one["chosen"] == one["rejected"] + world.CLOSING and world.CLOSING not in one["rejected"]
+        assert known.get((one["instruction"], one["input"]), one["rejected"]) == one["rejected"]
+
+
+def test_no_pair_asks_what_is_judged_by():
+    asked = {(one["instruction"], one["input"]) for one in QUESTIONS}
+    assert not asked & {(one["instruction"], one["input"]) for one in [*PAIRS, *STYLED]}
+
+
+def test_every_second_styled_response_has_the_closing_and_all_are_those_of_the_instructions():
+    assert [one["output"].removesuffix(world.CLOSING) for one in STYLED] == [one["output"] for one in TRAIN]
+    assert 0.48 < sum(one["output"].endswith(world.CLOSING) for one in STYLED) / len(STYLED) < 0.52

@@ -35,7 +35,7 @@ LEFT_OUT = {".git", ".venv", "runs", "__pycache__", ".pytest_cache", ".ruff_cach
 
 def named(number: str) -> list[Bug]:
     """The mistake of that number, or all mistakes of a row."""
-    found = [bug for bug in BUGS if number in (bug.number, bug.number.rstrip("abcde"))]
+    found = [bug for bug in BUGS if number in (bug.number, bug.number.rstrip("abcdef"))]
     if not found:
         sys.exit(f"there is no mistake {number!r}: known are {', '.join(bug.number for bug in BUGS)}")
     return found

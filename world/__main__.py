@@ -1,8 +1,7 @@
 """The built-in world: all the text of the experiment, made from word lists and a seed, with no text from elsewhere.
 
     python -m world --show                     a page of each kind, with the chance level of each task
-    python -m world --out FOLDER               writes base.jsonl, domain.jsonl, instructions.json, questions.json, and
-                                               what classifiers learn from and are judged by
+    python -m world --out FOLDER               writes base.jsonl, domain.jsonl, and the .json files named below
 
 base.jsonl is what a base model reads, a document a line: stories, lists, lessons, talks, pages of pairs, and notes, in
 which questions are asked and answered, so that it has to look back and to know facts; and drills, which ask the same
@@ -15,6 +14,10 @@ questions.json judges it, in five splits, none of it trained on:
     entities    people, things, places and words that no training instruction names
     facts       knowledge that no training instruction asks for or states: only the base text does
     tasks       whole tasks of which no instruction is trained on
+
+preferences.json has pairs of responses to further instructions, the preferred one in a style of its own, and
+styled.json the instructions of instructions.json with every second response in that style, as a model that learns from
+pairs must have seen both.
 
 Every fourth word of a list is kept for the splits `entities` and `facts`. The base text knows all of them. It asks in
 two of a trained task's five phrasings and in none that is held out. It asks the never-trained tasks too, in the forms
@@ -37,6 +40,7 @@ from cli import Mistake, command_line
 from world.base_text import MIXTURES, document
 from world.domain import log
 from world.labelled import files
+from world.preferences import pairs, styled
 from world.records import instructions
 from world.tasks import TASKS
 
@@ -48,8 +52,13 @@ def write(folder: Path, seed: int = 0, documents: int = 20_000, mixture: str = "
     save(folder / "base.jsonl", (json.dumps({"text": document(rng, mixture)}) + "\n" for _ in range(documents)))
     rng = Random(f"{seed} domain.jsonl")
     save(folder / "domain.jsonl", (json.dumps({"text": log(rng)}) + "\n" for _ in range(1_000)))
-    for name, part in zip(
-        ("instructions.json", "questions.json"), instructions(Random(f"{seed} instructions")), strict=True
+    train, questions = instructions(Random(f"{seed} instructions"))
+    rng = Random(f"{seed} preferences")
+    for name, part in (
+        ("instructions.json", train),
+        ("questions.json", questions),
+        ("styled.json", styled(rng, train)),
+        ("preferences.json", pairs(rng, questions)),
     ):
         save(folder / name, json_list(part))
     for name, records in files(Random(f"{seed} labelled")).items():
