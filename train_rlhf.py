@@ -6,7 +6,7 @@ Each answer serves one step, of the policy that gave it: so the ratio of new to 
 (Schulman et al. 2017, eq. 7). PPO would take several steps on each answer, where the ratio matters, and have a second
 model learn which reward to expect at each token. Here the rewards of the other answers tell that: leave_one_out.
 
-One of six siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded and what
+One of eleven siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded and what
 learns. Shapes: B rows · T tokens a row · V vocabulary · N graded tokens.
 """
 
@@ -47,7 +47,7 @@ class Config:
     warmup: float = 0.05  # share of the steps in which it rises to the peak; then a cosine takes it down to 0
     weight_decay: float = 0.1  # AdamW's, for the matrices of linear layers only
     max_grad_norm: float = 1.0  # gradients longer than this are scaled down to it
-    held_out: float = 0.1  # share of the data to judge by, not to learn from; of a text, 131,072 tokens at most
+    held_out: float = 0.1  # share of the data to judge by, not to learn from; 131,072 tokens or 1,024 records at most
     eval_every: int = 100  # steps between evaluations
     save_every: int = 1000  # steps between saves that --resume can go on from; 0: none by steps
     save_minutes: float = 10.0  # the same in minutes

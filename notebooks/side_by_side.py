@@ -91,7 +91,6 @@ CONCEPTS = {
         "score or by their likelihood, or the model's own answers, by their reward.",
         r"^pairs: |(scored|from)_pairs\b": "Pairs of responses to one prompt: two rows each, chosen first, then "
         "rejected. A score is graded at the last token; for DPO both responses are.",
-        r"^columns: .*chosen": "A file of pairs has other columns.",
         r"^batch_size: ": "A pair is two rows, and K answers to a prompt are K.",
         r"from model\.preference import": "The losses as functions, with their equations: model/preference.py.",
         r"^inputs, (_|targets), graded|^scores = model\(|^nll = preference_loss\(|n_graded / 2\)": "The head's one "

@@ -161,7 +161,7 @@ class Saves:
 
     def save_if_best(self, held_out_nll: float | None) -> None:
         """With --keep-best, saves the model in OUT/best, a run folder too, if it predicts held-out data best so far."""
-        keep_best = getattr(self.config, "keep_best", False)  # train_rlhf.py has no such flag
+        keep_best = hasattr(self.config, "keep_best") and self.config.keep_best  # train_rlhf.py has no such flag
         if keep_best and held_out_nll is not None and held_out_nll < self.so_far["best"]:
             self.so_far["best"] = held_out_nll
             checkpoint.save(self.out / "best", self.model, self.base)
