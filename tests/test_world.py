@@ -69,7 +69,7 @@ def test_another_seed_gives_another_world():
 def test_each_mixture_draws_the_kinds_of_document_that_it_names():
     for mixture, kinds in (("first", 11), ("last", 13)):
         weights = [weights[world.MIXTURES.index(mixture)] for weights in world.KINDS.values()]
-        assert len(weights) == 13 and sum(weight > 0 for weight in weights) == kinds
+        assert len(weights) == 14 and sum(weight > 0 for weight in weights) == kinds
         drawn = [world.document(Random(i), mixture) for i in range(400)]
         assert any(" By groups: " in one for one in drawn) == (kinds == 13)
         assert any(" In short: " in one for one in drawn) and any(one.startswith("### Log: ") for one in drawn)
@@ -354,22 +354,22 @@ def test_the_examples_in_the_docstrings_are_what_comes_out():
 
 # ---- preferences -----------------------------------------------------------------------------------------------------
 
-STYLED, PAIRS = (json.loads((BUILTIN / name).read_text()) for name in ("styled.json", "preferences.json"))
+STYLED, PREFERRED = (json.loads((BUILTIN / name).read_text()) for name in ("styled.json", "preferences.json"))
 
 
 def test_both_responses_of_a_pair_are_right_and_the_chosen_one_has_a_closing_more():
-    assert len(PAIRS) > 2000 and {one["task"] for one in PAIRS} == {
+    assert len(PREFERRED) > 2000 and {one["task"] for one in PREFERRED} == {
         name for name, task in TASKS.items() if task.trained
     }
     known = {(one["instruction"], one["input"]): one["output"] for one in TRAIN}
-    for one in PAIRS:
+    for one in PREFERRED:
         assert one["chosen"] == one["rejected"] + world.CLOSING and world.CLOSING not in one["rejected"]
         assert known.get((one["instruction"], one["input"]), one["rejected"]) == one["rejected"]
 
 
 def test_no_pair_asks_what_is_judged_by():
     asked = {(one["instruction"], one["input"]) for one in QUESTIONS}
-    assert not asked & {(one["instruction"], one["input"]) for one in [*PAIRS, *STYLED]}
+    assert not asked & {(one["instruction"], one["input"]) for one in [*PREFERRED, *STYLED]}
 
 
 def test_every_second_styled_response_has_the_closing_and_all_are_those_of_the_instructions():
