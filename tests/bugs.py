@@ -404,8 +404,8 @@ BUGS = [
         "23a",
         "A classifier reads the last column of padded rows, not each text's last token.",
         "model/gpt.py",
-        "h = h[graded]  # (N, C)",
-        "h = h[graded] if self.head is None else h[:, -1]  # (N, C)",
+        "h = h[graded.nonzero(as_tuple=True)]  # (N, C)",
+        "h = h[graded.nonzero(as_tuple=True)] if self.head is None else h[:, -1]  # (N, C)",
         "beside_a_longer_text",
         caught_in(
             "what_is_predicted", "the_loss_of_the_script_is_the_mean_of_minus_log_p_of_each_label_by_hand[classifier]"
@@ -481,7 +481,7 @@ BUGS = [
         "25b",
         "Special tokens are graded as if they were words: the ends of texts are hidden too.",
         "data/masked.py",
-        "words = np.flatnonzero(tokens != end) if (tokens != end).any() else np.arange(len(tokens))",
+        "words = np.flatnonzero(is_text) if is_text.any() else np.arange(len(tokens))",
         "words = np.arange(len(tokens))",
         "ends_behind_masks",
         caught_in("what_is_predicted", "the_targets_are_the_text_itself_and_end_of_text_is_never_chosen"),
