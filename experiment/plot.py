@@ -138,15 +138,15 @@ def classes(results: dict[str, Any], out: Path) -> str:
     panels = {"lists: the group of the words": ("lists", ""), "pairs of words": ("pairs", "")}
     panels |= {"tags: who gives, who takes": ("tags", " roles")}
     for axes, (title, (task, what)) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
-        asked = {who: of_tasks[task] for who, of_tasks in rows.items() if task in of_tasks}
-        for n, split in enumerate(SPLITS):
-            where = [place + 0.2 * (1 - 2 * n) for place in range(len(asked))]
+        asked = {n: of_tasks[task] for n, of_tasks in enumerate(rows.values()) if task in of_tasks}
+        for split, up in zip(SPLITS, (-0.2, 0.2), strict=True):
+            where = [n + up for n in asked]
             axes.barh(where, [one[split + what]["value"] for one in asked.values()], height=0.4, label=f"{split} words")
             axes.plot([one[split + what]["chance"] for one in asked.values()], where, "k|", markersize=9)
-        axes.set(title=title, xlabel="told right (|: by chance)", xlim=(0, 1), yticks=range(len(asked)))
-        axes.set_yticklabels(list(asked))
-        axes.invert_yaxis()
-    figure.axes[0].legend(fontsize=8, loc="lower left")
+        axes.set(title=title, xlabel="told right (|: by chance)", xlim=(0, 1), yticks=range(len(rows)))
+    axes.set_yticklabels(list(rows))
+    axes.invert_yaxis()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(out / "classes.png", dpi=120)
     return "Plot: classes.png."
 
