@@ -75,7 +75,7 @@ class Config:
     sft_learning_rate: float = 3e-4  # SFT's
     lora_sft_learning_rate: float = 4e-3  # LoRA-SFT's
     adapter_learning_rate: float = 4e-3  # adapter-SFT's
-    prefix_learning_rate: float = 1e-2  # prefix-SFT's
+    prefix_learning_rate: float = 1e-1  # prefix-SFT's
     prompt_learning_rate: float = 2e-2  # prompt-SFT's
     reward_learning_rate: float = 1e-4  # the reward model's
     dpo_learning_rate: float = 1e-5  # DPO's; ten times as much is too strong

@@ -39,7 +39,7 @@ class Config:
     batch_size: int = 32  # rows a micro-batch
     micro_batches: int = 1  # micro-batches a step, one after another, for less memory: their gradients add up
     steps: int = 1000  # optimizer steps
-    learning_rate: float = 1e-2  # AdamW's, at its peak
+    learning_rate: float = 4e-2  # AdamW's, at its peak
     warmup: float = 0.05  # share of the steps in which it rises to the peak; then a cosine takes it down to 0
     weight_decay: float = 0.0  # AdamW's, for the matrices of linear layers only
     max_grad_norm: float = 1.0  # gradients longer than this are scaled down to it
