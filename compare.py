@@ -76,7 +76,7 @@ class Config:
     lora_sft_learning_rate: float = 4e-3  # LoRA-SFT's
     adapter_learning_rate: float = 4e-3  # adapter-SFT's
     prefix_learning_rate: float = 1e-1  # prefix-SFT's
-    prompt_learning_rate: float = 2e-2  # prompt-SFT's
+    prompt_learning_rate: float = 8e-2  # prompt-SFT's
     reward_learning_rate: float = 1e-4  # the reward model's
     dpo_learning_rate: float = 1e-5  # DPO's; ten times as much is too strong
     rlhf_learning_rate: float = 1e-4  # RLHF's; without KL three times as much, for that to show in few steps
