@@ -98,13 +98,17 @@ def test_two_ranks_are_one_process(runs, method, ranks):
     for column in ("loss", "grad_norm", "graded_tokens"):
         expected, found = (np.array(metrics(run, column), float) for run in (one, two))
         assert len(found) == 20
-        rtol, atol = (1e-6, 2e-6 * (method in COMPARE)) if column == "loss" else (1e-4, 0)  # their losses come near 0
+        # the losses where responses are compared come near 0, and their gradients with them
+        rtol, atol = (
+            (1e-6, 2e-6 * (method in COMPARE)) if column == "loss" else (1e-3 if method in COMPARE else 1e-4, 0)
+        )
         np.testing.assert_allclose(found, expected, rtol=error * rtol, atol=atol)
     final = [float((run / "metrics.csv").read_text().splitlines()[-1].split(",")[2]) for run in (one, two)]
     assert final[0] == pytest.approx(final[1], rel=error * 1e-6)
     for name, tensor in weights(one).items():
         # k_proj's bias changes no attention: its gradient is rounding alone, of which AdamW makes steps
-        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-4, atol=error * 2e-5)
+        atol = error * (1e-4 if method in COMPARE else 2e-5)
+        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-4, atol=atol)
     assert (two / "sample.txt").read_text() == (one / "sample.txt").read_text()
 
 
