@@ -439,7 +439,10 @@ def test_compare_goes_on_with_the_methods_that_are_not_done(base, text, instruct
     monkeypatch.setattr(compare, "in_own_process", fails)
     core = compare.FAMILIES["core"]
     three = core._replace(
-        methods=lambda *args: core.methods(*args)[:3], gather=lambda *args: {}, claims={}, plot=lambda *args: ""
+        methods=lambda *args: core.methods(*args)[:3],
+        gather=lambda base_run, base, methods, rows, *args: {"rows": rows},
+        claims={},
+        plot=lambda *args: "",
     )
     monkeypatch.setitem(compare.FAMILIES, "core", three)
     few = json.loads((ROOT / "data/builtin/questions.json").read_text(encoding="utf-8"))[::60]
