@@ -404,8 +404,8 @@ BUGS = [
         "23a",
         "A classifier reads the last column of padded rows, not each text's last token.",
         "model/gpt.py",
-        "h = h[graded.nonzero(as_tuple=True)]  # (N, C)",
-        "h = h[graded.nonzero(as_tuple=True)] if self.head is None else h[:, -1]  # (N, C)",
+        "h[graded.nonzero(as_tuple=True)]  # (N, C): h[graded] would look for them in the backward pass again",
+        "h[graded.nonzero(as_tuple=True)] if self.head is None else h[:, -1]",
         "beside_a_longer_text",
         caught_in(
             "what_is_predicted", "the_loss_of_the_script_is_the_mean_of_minus_log_p_of_each_label_by_hand[classifier]"
