@@ -105,10 +105,12 @@ def test_two_ranks_are_one_process(runs, method, ranks):
         np.testing.assert_allclose(found, expected, rtol=error * rtol, atol=atol)
     final = [float((run / "metrics.csv").read_text().splitlines()[-1].split(",")[2]) for run in (one, two)]
     assert final[0] == pytest.approx(final[1], rel=error * 1e-6)
+    in_both_scores = (
+        ("ln_f.bias", "head.bias") if method == "reward" else ()
+    )  # no gradient but rounding: steps of AdamW's
     for name, tensor in weights(one).items():
-        # k_proj's bias changes no attention: its gradient is rounding alone, of which AdamW makes steps
-        atol = error * (1e-4 if method in COMPARE else 2e-5)
-        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-4, atol=atol)
+        if name not in in_both_scores:  # nor has k_proj's bias any: it changes no attention
+            torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-4, atol=error * 2e-5)
     assert (two / "sample.txt").read_text() == (one / "sample.txt").read_text()
 
 

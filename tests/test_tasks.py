@@ -116,5 +116,5 @@ def test_the_page_has_a_line_for_each_and_for_chance(comparison):
 
 
 def test_classes_are_not_swept(tmp_path):
-    with pytest.raises(Mistake, match="--sweep is for what predicts tokens: leave out --only task"):
+    with pytest.raises(Mistake, match="--sweep is for --only core and peft; got --only task"):
         compare.main(compare.Config(only="task", sweep=True, out=str(tmp_path / "c")))
