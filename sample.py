@@ -60,7 +60,8 @@ def main(config: Config) -> None:
     if config.classify:
         return classify(config, model, tokenizer)
     if why := cannot_write(model):
-        raise Mistake(f"{config.adapter or config.from_} cannot write: {why}")
+        way = "; --classify asks for them, and evaluate.py --pairs for scores" if classes_of(model.attached) else ""
+        raise Mistake(f"{config.adapter or config.from_} cannot write: {why}{way}")
     generator = torch.Generator(device).manual_seed(config.seed)
     adapters = split(config.adapter) or ["none"]
     earlier: list[tuple[tuple[str, str], ...]] = [()] * len(adapters)  # turns of the chat with each

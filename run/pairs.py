@@ -60,6 +60,8 @@ def report(model: GPT, pairs: Sequence[Pair], batch_size: int, reference: GPT | 
         f"{len(margins):,} pairs: the chosen response is ahead in {pair_accuracy(margins):.1%}, "
         f"by {margins.mean():.3f} ± {spread} on average, of {of_what}"
     ]
+    if model.head is None and reference is None:
+        lines.append("Longer responses are less likely: --reference RUN tells what has become likelier since that run.")
     if model.head is not None:
         sure, right = margins.abs().sigmoid(), margins > 0  # σ(|margin|) is how likely it finds its own choice
         lines.append(f"{'how sure':>12}  pairs   right")
