@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tiktoken
@@ -69,6 +69,13 @@ class Reading(NamedTuple):
     held_out: float  # share of the file to judge by; 1: all of it
     columns: str = ""  # the file's names for ours (data/records.py)
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
+
+
+def refuse_too_few(path: str | Path, what: str, train: Sequence[Any], judge: Sequence[Any], held_out: float) -> None:
+    """Raises a Mistake where nothing is left to judge by, or to learn from; with held_out 1 none is to be learned."""
+    if not judge or (not train and held_out < 1):
+        found = f"{len(train)} usable {what} to learn from and {len(judge)} to judge by"
+        raise Mistake(f"{path} has {found}; it must have at least one of each")
 
 
 def n_to_judge_by(held_out: float, n_records: int) -> int:
@@ -218,9 +225,5 @@ def from_instructions(path: str | Path, how: Reading) -> tuple[Sequence[Example]
     for what, n in counts.items():
         print(f"{path}: {n:,} of {len(records):,} instructions {what}")
     train, judge = parts
-    if not judge or (not train and how.held_out < 1):
-        raise Mistake(
-            f"{path} has {len(train)} usable instructions to learn from and {len(judge)} to judge by; "
-            "it must have at least one of each"
-        )
+    refuse_too_few(path, "instructions", train, judge, how.held_out)
     return train, judge

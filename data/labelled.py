@@ -20,8 +20,8 @@ import tiktoken
 
 from cli import Mistake, listed
 from data.download import find
-from data.examples import Example, Reading, n_to_judge_by
-from data.records import BadRecord, Skipped, Where, kind_of, opened, read_records, refuse_missing, shown, text_of
+from data.examples import Example, Reading, n_to_judge_by, refuse_too_few
+from data.records import BadRecord, Where, all_records, kind_of, opened, refuse_missing, shown, text_of
 from data.wordpiece import WordPiece, frame
 from model.head import Classes
 
@@ -38,8 +38,7 @@ def read_labelled(path: str | Path, columns: str = "", skip_bad: bool = False) -
     """All texts of a file, or of a corpus by name, each with its label. Raises Mistake naming the file and the line or
     record; with skip_bad, bad records are left out, counted and printed."""
     file, columns = find(path, "labelled", columns)
-    skipped = Skipped() if skip_bad else None
-    return _told(path, list(read_records(file, columns, ("text", "second", "label"), _labelled, skipped)), skipped)
+    return all_records(path, file, columns, ("text", "second", "label"), _labelled, skip_bad)
 
 
 def read_tagged(path: str | Path, columns: str = "", skip_bad: bool = False) -> list[Record]:
@@ -48,14 +47,7 @@ def read_tagged(path: str | Path, columns: str = "", skip_bad: bool = False) -> 
     reader = None if kind_of(file) in (".json", ".jsonl", ".csv") else _from_conll
     if reader and columns:
         raise Mistake(f"--columns is for .json, .jsonl and .csv: in {file} a word comes first and its tag last")
-    skipped = Skipped() if skip_bad else None
-    return _told(path, list(read_records(file, columns, ("words", "tags"), _tagged, skipped, reader)), skipped)
-
-
-def _told(path: str | Path, records: list[Record], skipped: Skipped | None) -> list[Record]:
-    if skipped and (sentence := skipped.sentence(path)):
-        print(sentence)
-    return records
+    return all_records(path, file, columns, ("words", "tags"), _tagged, skip_bad, reader)
 
 
 def _labelled(where: Where, record: Any) -> Record:
@@ -199,11 +191,7 @@ def from_labelled(
         graded = "the first" if frame(how.tokenizer)[0] else "the last token that is left"
         lost = "the words that do not fit are not graded" if tagged else f"graded is {graded}"
         print(f"{path}: {n_cut:,} of {len(records):,} are longer than --block-size {how.block_size}: cut there, {lost}")
-    if not judge or (not train and how.held_out < 1):
-        raise Mistake(
-            f"{path} has {len(train)} usable examples to learn from and {len(judge)} to judge by; "
-            "it must have at least one of each"
-        )
+    refuse_too_few(path, "examples", train, judge, how.held_out)
     return train, judge, classes
 
 

@@ -18,15 +18,14 @@ import tiktoken
 
 from cli import Mistake
 from data.download import find
-from data.examples import Example, Pair, Reading, conversation, next_token, response_tokens
+from data.examples import Example, Pair, Reading, conversation, next_token, refuse_too_few, response_tokens
 from data.records import (
     CONVERSATION,
     BadRecord,
     Instruction,
-    Skipped,
     Where,
+    all_records,
     instruction_of,
-    read_records,
     refuse_missing,
     text_of,
 )
@@ -50,11 +49,7 @@ def read_pairs(path: str | Path, columns: str = "", skip_bad: bool = False) -> l
     """All pairs of a file, or of a corpus by name. Raises Mistake naming the file and the line or record; with
     skip_bad, bad records are left out, counted and printed."""
     file, columns = find(path, "pairs", columns)
-    skipped = Skipped() if skip_bad else None
-    records = list(read_records(file, columns, COLUMNS, _pair, skipped))
-    if skipped and (sentence := skipped.sentence(path)):
-        print(sentence)
-    return records
+    return all_records(path, file, columns, COLUMNS, _pair, skip_bad)
 
 
 def _pair(where: Where, record: Any) -> Compared:
@@ -134,11 +129,7 @@ def from_pairs(
     for what, n in counts.items():
         print(f"{path}: {n:,} of {len(records):,} pairs {what}")
     train, judge = parts
-    if not judge or (not train and how.held_out < 1):
-        raise Mistake(
-            f"{path} has {len(train)} usable pairs to learn from and {len(judge)} to judge by; "
-            "it must have at least one of each"
-        )
+    refuse_too_few(path, "pairs", train, judge, how.held_out)
     return train, judge
 
 

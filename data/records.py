@@ -65,11 +65,7 @@ def read_instructions(path: str | Path, columns: str = "", skip_bad: bool = Fals
     skip_bad, bad records are left out, counted and printed."""
     file, columns = find(path, "instructions", columns)
     ours = ("instruction", "input", "output", *CONVERSATION)
-    skipped = Skipped() if skip_bad else None
-    records = list(read_records(file, columns, ours, instruction_of, skipped))
-    if skipped and (sentence := skipped.sentence(path)):
-        print(sentence)
-    return records
+    return all_records(path, file, columns, ours, instruction_of, skip_bad)
 
 
 def instruction_of(where: Where, record: Any) -> Instruction:
@@ -178,6 +174,24 @@ def shown(value: Any) -> str:
 
 
 # ---- the formats -------------------------------------------------------------------------------------------------
+
+
+def all_records(
+    path: str | Path,
+    file: Path,
+    columns: str,
+    ours: Sequence[str],
+    read: Callable[[Where, Any], T],
+    skip_bad: bool,
+    reader: "Reader | None" = None,
+) -> list[T]:
+    """All of read_records at once. path: what the user called the file; with skip_bad, bad records are left out and
+    counted, and their number is printed."""
+    skipped = Skipped() if skip_bad else None
+    records = list(read_records(file, columns, ours, read, skipped, reader))
+    if skipped and (sentence := skipped.sentence(path)):
+        print(sentence)
+    return records
 
 
 def read_records(
