@@ -174,7 +174,8 @@ def open_streams() -> None:
         if stream is None:
             stream = open(os.devnull, mode)  # noqa: SIM115, open to the end
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            # a line is seen when it is printed, also through a pipe
+            stream.reconfigure(errors="replace", line_buffering=stream.line_buffering or name == "stdout")
         setattr(sys, name, stream if name == "stdin" or isinstance(stream, Patient) else Patient(stream))
 
 

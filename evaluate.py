@@ -195,7 +195,8 @@ def main(config: Config) -> None:
     examples = examples_for(config, model, how)
     nll, classes = token_nll(model, examples, config.batch_size), classes_of(model.attached)
     a_token = f"a {classes.each}" if classes else "a token" if model.config.causal else "a masked token"
-    print(f"NLL {nll:.4f} nats {a_token}, perplexity {perplexity(nll):.2f}, over {len(examples):,} examples")
+    of_tokens = "" if classes else f", perplexity {perplexity(nll):.2f}"
+    print(f"NLL {nll:.4f} nats {a_token}{of_tokens}, over {len(examples):,} examples")
     if config.instructions:
         print(f"exact match {exact_match(model, tokenizer, examples, config.batch_size):.1%}")
     if classes:

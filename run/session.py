@@ -20,6 +20,7 @@ from cli import Mistake, check
 from data import files
 from data.batches import Batches
 from model.gpt import GPT
+from model.head import classes_of
 from model.lora import targets_of
 from model.prefix import refuse_if_too_long
 from run import device, ranks
@@ -92,6 +93,7 @@ class Session:
         self._open_folder(device.NAMES[model.precision], done)
         self.total = sum(p.numel() for p in model.parameters())
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.classes = classes_of(model.attached)
         rows = "packed rows" if getattr(self.config, "pack", False) else "examples"
         print(
             f"{self.out}: {self.trainable:,} of {self.total:,} parameters learn ({self.trainable / self.total:.1%}), "
@@ -217,9 +219,9 @@ class Session:
                 (self.out / file).unlink(missing_ok=True)
         print(sample)
         seconds, best = self.so_far["seconds"], self.so_far["best"]
-        print(f"{self.out}: held-out perplexity {math.exp(min(held_out_nll, 700)):.2f} after {seconds:.0f} s")
+        print(f"{self.out}: {self._in_words(held_out_nll)} after {seconds:.0f} s")
         if best < held_out_nll:
-            print(f"{self.out}/best: held-out perplexity {math.exp(min(best, 700)):.2f}, the lowest on the way")
+            print(f"{self.out}/best: {self._in_words(best)}, the lowest on the way")
         return {
             "trainable": self.trainable,
             "total": self.total,
@@ -228,3 +230,10 @@ class Session:
             "checkpoint_bytes": checkpoint_bytes,
             "held_out_nll": held_out_nll,
         }
+
+    def _in_words(self, held_out_nll: float) -> str:
+        """Of tokens the perplexity; of what a head says the loss itself, of which nobody takes the exponential."""
+        if not self.classes:
+            return f"held-out perplexity {math.exp(min(held_out_nll, 700)):.2f}"
+        each = "pair" if self.classes.each == "response" else self.classes.each
+        return f"held-out loss {held_out_nll:.4f} nats a {each}"

@@ -1,5 +1,6 @@
 """A user's mistake ends as one sentence that says what, where and what to do, with exit code 2 and no traceback."""
 
+import io
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import sample
 import train_lora
 import train_pretrain
 import train_sft
-from cli import command_line
+from cli import command_line, open_streams
 from data import tokenizer
 from run import plan
 from store import checked
@@ -267,6 +268,15 @@ def test_samples_and_batches_that_nobody_reads_end_without_a_traceback(base, tex
     ):
         done = shell(f"set -o pipefail; {command}")
         assert done.returncode in (0, 141) and done.stderr == "" and len(done.stdout.splitlines()) == 1
+
+
+def test_a_line_is_seen_when_it_is_printed_also_through_a_pipe(monkeypatch):
+    pipe = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(pipe))
+    monkeypatch.setattr("sys.stderr", sys.stderr)  # it is replaced, too
+    open_streams()
+    print("965,504 parameters learn")
+    assert pipe.getvalue().decode().splitlines() == ["965,504 parameters learn"]
 
 
 def test_bytes_that_are_no_text_and_a_stdin_that_is_closed_end_nothing(base):

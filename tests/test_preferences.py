@@ -295,6 +295,14 @@ def test_a_report_tells_accuracy_margins_and_how_sure_a_reward_model_is(reward_m
     assert "how sure" in told and "on average 5" in told
 
 
+def test_a_reward_models_last_line_is_its_loss_and_a_policys_a_perplexity(train, capsys):
+    loss = train("reward", steps=1, keep_best=True)[0]["held_out_nll"]
+    assert f": held-out loss {loss:.4f} nats a pair after " in (said := capsys.readouterr().out)
+    assert "perplexity" not in said
+    nll = train("dpo", steps=1)[0]["held_out_nll"]  # of the chosen responses
+    assert f": held-out perplexity {math.exp(nll):.2f} after " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_evaluate_judges_pairs_that_were_held_out(kind, reward_model, train, pairs, base, capsys):
     run = reward_model if kind == "reward" else str(train("dpo", steps=3, learning_rate=1e-2)[1])

@@ -228,6 +228,8 @@ def test_it_learns_to_tell_classes_apart(train, method, capsys):
     assert "accuracy 100.0%" in report and "macro-F1 1.000" in report
     said = capsys.readouterr().out
     assert ("54 texts, and 6 held out: land " if method == "classifier" else "54 sentences, and 6 held out: ") in said
+    last = said.splitlines()[-1]
+    assert f"nats a {'text' if method == 'classifier' else 'word'} after" in last and "perplexity" not in said
 
 
 # ---- how good it is --------------------------------------------------------------------------------------------------
@@ -294,7 +296,7 @@ def test_evaluate_and_sample_speak_of_classes(train, labelled, tagged, capsys, m
     for named in ({"from_": str(run)}, {"adapter": str(run)}):
         evaluate.main(evaluate.Config(**named, labelled=labelled, device="cpu"))
         said = capsys.readouterr().out
-        assert f"NLL {results['held_out_nll']:.4f} nats a text" in said and "accuracy 100.0%" in said
+        assert f"NLL {results['held_out_nll']:.4f} nats a text, over" in said and "accuracy 100.0%" in said
         assert ", as " in said, "it is judged as it was trained"
     monkeypatch.setattr("sys.stdin", io.StringIO("sea is old\nhill is öl\n"))
     sample.main(sample.Config(from_=str(run), classify=True, device="cpu"))
