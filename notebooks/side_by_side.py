@@ -8,7 +8,7 @@ needs no server and no network: its style and its script are in it. Colours are 
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -28,7 +28,10 @@ CONCEPTS = {
     "which method it is": {
         r'^"""(Pretraining|\w+ tuning|LoRA|Adapters|A classifier|Masked)\b': "What is graded and what learns: the "
         "method in a sentence.",
-        r"^(python train_\w+\.py|Give --text FILE) ": "What it needs: a text or instructions, and a run to start from.",
+        r"^(python train_(?!reward|dpo|rlhf)\w+\.py|Give --text FILE) ": "What it needs: data of its own kind, and a "
+        "run to start from.",
+        r"^python train_(reward|dpo|rlhf)\.py ": "What it needs: pairs, or a reward, and a run of train_sft.py to "
+        "start from. Preferences come after instruction tuning: they choose among answers that a model can give.",
     },
     "what is graded": {
         r"^(text|instructions): str": "Data of two kinds: a text is graded everywhere, an instruction in its response.",
@@ -48,8 +51,8 @@ CONCEPTS = {
     "what is predicted": {
         r"^model = base\.decoder": "The next token: a causal mask hides what follows, and the logits are of "
         "the vocabulary.",
-        r"^model = base\.classifier": "A class: the last state goes through a new head, a Linear of C to the classes "
-        "(Radford et al. 2018; Devlin et al. 2019, sec. 4).",
+        r"^model = base\.classifier": "A class: the last state goes through a new head, a Linear from its C channels "
+        "to the classes (Radford et al. 2018; Devlin et al. 2019, sec. 4). To the loop they are the V words.",
         r"^model = base\.encoder": "A hidden token, from both of its sides: the same GPT without its causal mask.",
         r"generate\b|^prompt = |^sample = tokenizer": "A model that predicts the next token shows what it writes.",
         r"^sample = show\.report": "A classifier shows how often it is right: accuracy, and of each class "
@@ -65,7 +68,8 @@ CONCEPTS = {
         r"^from model\.head|^let_learn\(": "The head is new, so it must learn; of the base below, as much as one says.",
         r"^(width|mlp_only): ": "How many channels a bottleneck has, and after which parts of a block one stands.",
         r"^(length|random_start): ": "How many positions stand before a row, and what they are at first.",
-        r"\.requires_grad_\(True\)": "Without LoRA every parameter learns.",
+        r"\.requires_grad_\(True\)": "Every parameter learns: nothing is frozen.",
+        r"\.learn_on\(": "What learned in the run that it starts from learns on: of a LoRA run A and B, else all.",
         r"^apply_lora\(": "With LoRA the model is frozen, and beside its layers runs a thin path, "
         "h = W0 x + (alpha / r) B A x (Hu et al. 2021, eq. 3): only A and B learn. B starts at zero, so the first step "
         "starts from the base.",
@@ -73,13 +77,15 @@ CONCEPTS = {
         "bottleneck, h + up(gelu(down(h))) (Houlsby et al. 2019): only down and up learn. up starts at zero, so the "
         "first step starts from the base.",
         r"^apply_prefix\(": "With prefix tuning the model is frozen, and in each layer keys and values stand before "
-        "those of the row (Li and Liang 2021): a key-value cache that learns.",
+        "those of the row (Li and Liang 2021), as if tokens had been read before it: only they learn. They start as "
+        "those of common tokens, so the first step does not start from the bare base.",
         r"^apply_soft_prompt\(": "With prompt tuning only embeddings before the row learn (Lester et al. 2021): a "
         "prefix whose keys and values the model computes itself.",
     },
     "how fast": {
         r"^learning_rate: ": "Trained weights need small steps, new weights larger ones, and what stands beside a "
-        "frozen model the largest.",
+        "frozen model the largest: a prefix or a prompt, which are few numbers, larger ones than LoRA. DPO needs the "
+        "smallest: it asks only that one response gains on the other, and in larger steps both become unlikely.",
         r"^weight_decay: ": "A and B pulled to zero would be the base again: LoRA's default is not to pull.",
     },
     "how rows are filled": {
@@ -99,23 +105,30 @@ CONCEPTS = {
         r"^log_p = model\(|^nll = -log_p": "A reward model scores responses: it predicts no token and no class.",
         r"^loss = nll\.sum\(\) / n_graded$": "Cross-entropy: be likely where graded. Here answers are compared "
         "instead.",
-        r"^(beta|nll): ": "How strong the pull back to the reference is; and what holds DPO to the chosen response.",
-        r"frozen_copy\(|^log_ref = ": "The model as it was when it began, which does not learn: what has become "
-        "likelier is told by log π(y|x) / π_ref(y|x).",
-        r"^scores = config\.beta|^loss = \(preference_loss|^chosen_nll = |^n_pairs = ": "The score of a response is β "
-        "log π / π_ref, the reward that the policy stands for (Rafailov et al. 2023, eq. 5); the loss is a reward "
-        "model's (eq. 7). The chosen response's own likelihood may fall all the same: so it is measured.",
-        r"^session\.measure\(": "What the loss alone does not tell, in columns of metrics.csv.",
-        r"\.learn_on\(": "What learned in the run that it starts from learns on: of a LoRA run A and B.",
+        r"^beta: ": "How strong the pull back to the reference is, the model as it was when it began.",
+        r"^(chosen_nll = |nll: )": "The chosen response may become unlikely too, if the rejected one does so faster: "
+        "so its own NLL is measured, and --nll adds it to the loss.",
+        r"frozen_copy\(|^log_ref = ": "The reference π_ref is the model as it was when it began; it does not learn. "
+        "How much likelier response y to prompt x has become since is log π(y|x) / π_ref(y|x).",
+        r"^scores = config\.beta": "The score of a response is how much likelier it has become, times β: the model's "
+        "own likelihood stands for a reward (Rafailov et al. 2023, eq. 5). row_sums adds up its tokens.",
+        r"^loss = \(preference_loss": "A reward model's loss of these scores, -log σ(chosen - rejected) (eq. 7): it "
+        "falls when the chosen response gains on the rejected one.",
+        r"^n_pairs = ": "The mean is over the pairs of the whole step, not over tokens: two rows are a pair.",
+        r"^session\.measure\(": "What the loss alone does not tell, in columns of metrics.csv: how far the chosen "
+        "responses are ahead, or what answers are worth and how far they have left the reference.",
         r"^(Each answer serves|\(Schulman|model learn which)": "Why there is no ratio and no clipping here, as in PPO.",
         r"^(reward|samples|max_new_tokens): |from run\.rollout import|^reward = reward_of": "What an answer is worth: "
         "a reward model's score, or whether it is right to the letter; and how many are drawn for each prompt.",
         r"^keep_best: |session\.keep_best": "The lowest NLL of the data's responses is not what is sought here.",
         r"batches\.of_step\(|^# K answers": "Graded are the model's own answers: sampled in each step, and rewarded.",
-        r"^n_answers = |^for batch(, r)? in |^log_pi = |^kl = |^advantage = |^loss = -\(advantage": "Each answer's "
-        "log-likelihood is moved by its advantage: by how much its reward, less β times what it has left the "
-        "reference, is above that of the other answers to its prompt (REINFORCE with a leave-one-out baseline: "
-        "Ahmadian et al. 2024). The mean of such gradients is that of the reward.",
+        r"^n_answers = |^for batch(, r)? in ": "The mean is over the answers of the whole step, each with its reward.",
+        r"^log_pi = |^kl = ": "How likely the model finds its answer, and how much likelier than the reference does: "
+        "on average this is the KL, and it costs reward.",
+        r"^advantage = |^loss = -\(advantage": "Each answer's log-likelihood is moved by its advantage: by how much "
+        "its reward, less β times what it has left the reference, is above that of the other answers to its prompt "
+        "(REINFORCE with a leave-one-out baseline: Ahmadian et al. 2024). The mean of such gradients is that of the "
+        "reward.",
     },
 }  # fmt: skip
 
@@ -204,20 +217,40 @@ def abreast(merged: list[Numbers], text: Sequence[Sequence[str]]) -> list[Number
     def concepts(row: Numbers) -> list[str]:
         return [concept for concept, _ in reasons(text[min(row)], row[min(row)])]
 
-    for same in (beginning, concepts):
-        done: list[Numbers] = []
-        for row in merged:
-            alike = []  # rows above that it can join without passing a line of its own script
-            for above in reversed(done):
-                if above.keys() & row.keys() or (same is concepts and same(above) != same(row)):
-                    break
-                alike += [above] if same(above) == same(row) else []
-            if alike:
-                alike[0 if same is beginning else -1].update(row)
-            else:
-                done.append(dict(row))
-        merged = done
-    return merged
+    done: list[Numbers] = []
+    for row in merged:
+        if not joined(done, row, beginning):
+            done.append(dict(row))
+    merged, done = done, []
+    for row in merged:
+        alike = []  # rows above that it can join without passing a line of its own scripts
+        for above in reversed(done):
+            if above.keys() & row.keys() or concepts(above) != concepts(row):
+                break
+            alike.append(above)
+        if alike:
+            max(reversed(alike), key=len).update(row)  # the first of those that most scripts share
+        else:
+            done.append(row)
+    return done
+
+
+def joined(done: list[Numbers], row: Numbers, beginning: Callable[[Numbers], str]) -> bool:
+    """Whether there is a row above that begins alike and that it can join: each script still reads from top to bottom
+    when lines that must come after it go below."""
+    for i in reversed(range(len(done))):
+        if beginning(done[i]) == beginning(row):
+            before, after, scripts = [], [], set(done[i])
+            for other in done[i + 1 :]:
+                if other.keys() & scripts:
+                    after.append(other)
+                    scripts |= other.keys()
+                else:
+                    before.append(other)
+            if not scripts & row.keys():
+                done[i:] = [*before, done[i] | row, *after]
+                return True
+    return False
 
 
 def coloured(source: str) -> list[str]:

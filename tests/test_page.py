@@ -137,6 +137,10 @@ def test_lines_that_begin_alike_stand_abreast(read):
     assert "let_learn(" in row[classifier]["text"] and "requires_grad_(True)" in row[mlm]["text"]
     [row] = [row for row in read.rows if row[lora]["text"].strip().startswith("r: int")]
     assert "width: int" in row[adapter]["text"] and "length: int" in row[prefix]["text"]
+    [row] = [row for row in read.rows if "loss = nll.sum() / n_graded" in row[sft]["text"]]
+    assert all(cell["text"].strip().startswith("loss = ") for cell in row.values()), "also where lines stand before it"
+    [row] = [row for row in read.rows if row[sft]["text"].strip().startswith("columns:")]
+    assert row[classifier]["text"].strip().startswith("columns:")
 
 
 # ---- the map -----------------------------------------------------------------------------------------------------
