@@ -15,22 +15,28 @@ function choose(values) {
   for (const part of all("[data-script]")) part.hidden = !isOf(part);
   for (const wide of all("th[colspan]")) wide.colSpan = scripts.length;
   let lines = 0;
-  for (const body of all("tbody[data-kinds]")) {
-    const kinds = body.dataset.kinds.split(" ");
+  let said = "";  // why the lines right above differ
+  for (const body of all("tbody:not(.fold)")) {
+    const cells = all("td[data-line]", body).filter((cell) => !cell.hidden);
+    const kinds = body.dataset.kinds?.split(" ") ?? [];
     const differs = new Set(scripts.map((script) => kinds[script])).size > 1;
     const note = body.querySelector(".why");
-    const why = all("span", note).find((span) => !span.hidden);
-    const concept = why ? why.dataset.concept : "not explained";
+    const whys = note ? all("span", note).filter((span) => !span.hidden) : [];
+    const concept = whys.length ? whys[0].dataset.concept : "not explained";
+    const why = whys.map((span) => span.textContent).join(" ");
     body.className = differs ? `differs ${concept.replace(/\W+/g, "-")}` : "";
-    note.hidden = !differs;
-    note.querySelector("a").textContent = concept;
-    const cells = all("td[data-line]", body).filter((cell) => !cell.hidden && cell.textContent.trim());
-    lines += differs ? cells.length : 0;
+    if (!body.previousElementSibling.matches("tbody")) said = "";
+    if (note) {
+      note.hidden = !differs || why === said;
+      note.querySelector("a").textContent = concept;
+    }
+    if (cells.length) said = differs ? why : "";
+    lines += differs ? cells.filter((cell) => cell.textContent.trim()).length : 0;
   }
   for (const row of all("tbody tr:not(.why)")) row.hidden = !all("td[data-line]", row).some((cell) => !cell.hidden);
   all("section").forEach(fold);
   for (const section of all("section")) section.querySelector(".same").hidden = !isSame(section, scripts);
-  const places = all("tbody.differs").length;
+  const places = all(".why:not([hidden])").length;
   document.getElementById("count").textContent = scripts.length > 1 ? `${lines} lines differ, in ${places} places.` : "Choose another one.";
 }
 

@@ -237,15 +237,25 @@ def test_without_pygments_a_sentence_says_what_to_install(tmp_path):
 
 # ---- in a browser ------------------------------------------------------------------------------------------------
 
-STATE = """(() => ({
+STATE = """(() => {
+// The tbody right above, of those that are to be seen; and whether a note is to be seen, here or above lines like these.
+const before = (body) => {
+  do body = body.previousElementSibling; while (body?.matches("tbody") && !all("td[data-line]", body).some(shown));
+  return body;
+};
+const explained = (body) => body.matches("tbody.differs")
+  && (all(".why span", body).some(shown) || explained(before(body)));
+const above = (body) => before(body).querySelector(".why");
+return {
   columns: boxes.map((box) => all(`td[data-script="${box.value}"]`).filter(shown).length),
   headings: boxes.map((box) => all(`th[data-script="${box.value}"]`).filter(shown).length),
   chosen: boxes.flatMap((box, s) => box.checked ? [s] : []),
   count: document.getElementById("count").textContent,
-  explained: all(".differs .why").filter((why) => all("span", why).some(shown)).length,
-  places: all("tbody.differs").length,
+  unexplained: all("tbody.differs").filter((body) => !explained(body)).length,
+  twice: all(".why").filter((why) => shown(why) && why.textContent === above(why.parentElement)?.textContent).length,
+  places: all(".why").filter(shown).length,
   same: all(".same").filter(shown).map((same) => same.parentElement.querySelector("h2").textContent),
-}))()"""
+}})()"""
 
 
 @in_a_browser
@@ -275,7 +285,8 @@ def test_in_a_browser_all_of_it_can_be_read_and_reached(path, tmp_path, width, d
             assert state["chosen"] == pair and state["count"].startswith(f"{edge.n} lines differ")
             assert [s for s, n in enumerate(state["columns"]) if n] == pair
             assert [s for s, n in enumerate(state["headings"]) if n] == (pair if width > 960 else [])  # named by line
-            assert state["explained"] == state["places"]
+            assert f", in {state['places']} places" in state["count"]
+            assert state["unexplained"] == state["twice"] == 0, "a reason stands above all its lines, once"
         for another in (n for n in range(len(SCRIPTS)) if n not in pair[:2] and n < 5):
             page.click(f"boxes[{another}]")
         chosen = page.js(STATE)["chosen"]
