@@ -238,7 +238,7 @@ def test_without_pygments_a_sentence_says_what_to_install(tmp_path):
 # ---- in a browser ------------------------------------------------------------------------------------------------
 
 STATE = """(() => {
-// The tbody right above, of those that are to be seen; and whether a note is to be seen, here or above lines like these.
+// The tbody right above, of those to be seen; and whether a note is to be seen, here or above lines like these.
 const before = (body) => {
   do body = body.previousElementSibling; while (body?.matches("tbody") && !all("td[data-line]", body).some(shown));
   return body;
