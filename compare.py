@@ -63,7 +63,7 @@ class Config:
     pairs: str = "data/builtin/preferences.json"  # pairs of which the chosen has the one style: --only preference
     only: str = "core"  # core: kinds of finetuning; peft: beside a frozen base; task: classes; preference; or all
     sweep: bool = False  # instead of the comparison, each method at several learning rates
-    quick: bool = False  # a sixth of the steps on the domain, a twelfth on the instructions, a sixth of the questions
+    quick: bool = False  # a sixth of the steps on the domain, a twelfth of the others, a sixth of the questions
     seeds: int = 1  # how many times all of it is done: means and 95 % intervals
     seed: int = 0  # the first seed, of the order of the data and of new weights
     block_size: int = 240  # tokens a row at most, which leaves room for a prefix; instructions are packed
@@ -106,6 +106,7 @@ def main(config: Config) -> dict[str, Any]:
             steps=max(1, config.steps // 12),
             pair_steps=max(1, config.pair_steps // 12),
             answer_steps=max(1, config.answer_steps // 12),
+            held_out=config.held_out / 4,
         )
     check_folder(out, config)
     yardsticks = yardsticks_of(config, device)
