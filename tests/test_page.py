@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from browser import CHECKS, Browser, contrast, in_a_browser
 from cli import Mistake
 from notebooks.map_of_scripts import PLACES, Map, n_changed, picture, there
 from notebooks.side_by_side import CONCEPTS, SCRIPTS, Config, main, normalised, slug
+from tests.picture import picture as picture_of_steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -256,6 +258,13 @@ return {
   places: all(".why").filter(shown).length,
   same: all(".same").filter(shown).map((same) => same.parentElement.querySelector("h2").textContent),
 }})()"""
+
+
+@in_a_browser
+def test_the_picture_at_the_top_of_the_readme_is_made_by_a_command(tmp_path):
+    picture_of_steps(tmp_path / "page.png")
+    width, height = struct.unpack(">II", (tmp_path / "page.png").read_bytes()[16:24])
+    assert width == 1400 and height > 800, "three scripts in columns, and three of their steps"
 
 
 @in_a_browser
