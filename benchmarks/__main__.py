@@ -12,6 +12,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from benchmarks import contestants as who
 from benchmarks.contestants import BF16, FP32, SHAPES, Shape
 from benchmarks.measure import Contestant, machine, matmul_peak, quartiles, race, times
 from cli import Mistake
-from data.examples import instruction_example, packed, read_instructions
+from data.examples import Example, instruction_example, packed, read_instructions
 from data.tokenizer import load_tokenizer
 from run.device import choose_device, peak_mb
 
@@ -44,9 +45,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--compile", action="store_true", help="train: one more contestant, with compiled blocks")
     parser.add_argument("--nanogpt", metavar="DIR", help="train: a checkout of nanoGPT to measure, too")
-    parser.add_argument("--instructions", default=str(BUILTIN / "instructions.json"), help="sft: what to learn from")
-    parser.add_argument("--tokenizer", default=str(BUILTIN / "tokenizer.tiktoken"), help="sft: gpt2, bytes or a file")
-    parser.add_argument("--preamble", default="", help="sft: put before each instruction, as Alpaca's template does")
+    parser.add_argument("--instructions", help="sft, frozen: what to learn from")
+    parser.add_argument(
+        "--tokenizer", default=str(BUILTIN / "tokenizer.tiktoken"), help="of these: gpt2, bytes or a file"
+    )
+    parser.add_argument("--preamble", default="", help="put before each of these, as Alpaca's template does")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="generate: prompts at once")
     args = parser.parse_args()
     numbers = [args.rows, args.tokens, args.rounds, args.threads, *args.batch]
@@ -151,17 +154,25 @@ def lora(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
 
 
 def frozen(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
-    """A step of what learns beside a frozen model, with every token graded, and how much there is to save."""
-    rows = who.random_rows(shape, device)
-    batch, longer = who.one_batch(rows), shape._replace(T=shape.T + who.LENGTH)  # positions for a prefix, too
+    """A step of what learns beside a frozen model, and how much there is to save. Random rows, of which every token is
+    graded, or with --instructions the same batches of them for all, of which the responses are."""
+    rows, batches = who.random_rows(shape, device), None
+    if args.instructions:
+        shape = shape._replace(vocab_size=50257)
+        batches = partial(who.batches_of, instructions(shape, args), shape.B)
+    longer, runs = shape._replace(T=shape.T + who.LENGTH), []  # positions for a prefix, too
     models = {method: who.our_model(longer, device) for method in who.LEARN}
-    runs = [Contestant(f"ours, {method}", who.ours(model, method, batch)) for method, model in models.items()]
+    for method, model in models.items():
+        step = who.ours(model, method, batches() if batches else who.one_batch(rows))
+        runs.append(Contestant(f"ours, {method}", step))
     for method in PEFT_HAS:
         theirs = who.with_peft(who.transformers_model(longer, device), method)
-        runs.append(Contestant(f"PEFT, {method}", who.theirs(theirs, rows, FP32)))
+        labelled = who.in_their_form(batches(), device) if batches else None
+        step = who.theirs_with_labels(theirs, labelled) if labelled else who.theirs(theirs, rows, FP32)
+        runs.append(Contestant(f"PEFT, {method}", step))
     race(runs, args.rounds, device)
     same = [(f"ours, {method}", f"PEFT, {method}", 1.1) for method in PEFT_HAS]
-    print_table(runs, device, "tokens", *same, ("ours, bottlenecks", "ours, full", None))
+    print_table(runs, device, "graded tokens", *same, ("ours, bottlenecks", "ours, full", None))
     for method, model in models.items():
         learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
         print(f"- {method}: {learns:,} numbers learn, {4 * learns / 1e6:,.2f} MB to save")
@@ -170,23 +181,28 @@ def frozen(shape: Shape, device: torch.device, args: argparse.Namespace) -> None
 PEFT_HAS = ("LoRA", "prefix", "soft prompt")
 
 
-def sft(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
-    """Instruction tuning: graded tokens per second, with a head as wide as GPT-2's, whatever the tokenizer."""
-    shape = shape._replace(vocab_size=50257)
-    tokenizer = load_tokenizer(args.tokenizer)
-    records = read_instructions(args.instructions)
+def instructions(shape: Shape, args: argparse.Namespace) -> list[Example]:
+    """Those that fit rows of T tokens, and a line about them."""
+    tokenizer, file = load_tokenizer(args.tokenizer), args.instructions or str(BUILTIN / "instructions.json")
+    records = read_instructions(file)
     prefixed = [record._replace(instruction=args.preamble + record.instruction) for record in records]
     examples = [instruction_example(record, tokenizer) for record in prefixed]
     examples = [example for example in examples if len(example.inputs) <= shape.T]
     if not examples:
-        raise Mistake(f"no instruction of {args.instructions} fits rows of --tokens {shape.T}")
-    padded_batches, packed_batches = who.batches_of(examples, shape.B), who.batches_of(packed(examples, shape.T), 2)
+        raise Mistake(f"no instruction of {file} fits rows of --tokens {shape.T}")
     n, graded = sum(len(e.inputs) for e in examples), sum(int(e.graded.sum()) for e in examples)
-    rows = [padded_batches()[0].numel() for _ in range(-(-len(examples) // shape.B))]
-    print(
-        f"{len(examples)} instructions, {n / len(examples):.0f} tokens each, {graded / n:.0%} of them graded; ", end=""
-    )
-    print(f"batches of {shape.B} are {1 - n / sum(rows):.1%} padding\n")
+    next_batch = who.batches_of(examples, shape.B)
+    rows = [next_batch()[0].numel() for _ in range(-(-len(examples) // shape.B))]
+    print(f"{len(examples)} instructions, {n / len(examples):.0f} tokens each, ", end="")
+    print(f"{graded / n:.0%} of them graded; batches of {shape.B} are {1 - n / sum(rows):.1%} padding\n")
+    return examples
+
+
+def sft(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
+    """Instruction tuning: graded tokens per second, with a head as wide as GPT-2's, whatever the tokenizer."""
+    shape = shape._replace(vocab_size=50257)
+    examples = instructions(shape, args)
+    packed_batches = who.batches_of(packed(examples, shape.T), 2)
 
     def our(precision=FP32, method="full", batches=None, all_logits=False):
         loader = batches or who.batches_of(examples, shape.B)

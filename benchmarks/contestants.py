@@ -175,17 +175,40 @@ def peft_config(method: str = "LoRA") -> Any:
 
 
 def theirs(model: Any, rows: Tensor, precision: torch.dtype) -> Callable[[], int]:
-    """A step of transformers' model, with PEFT's adapters or without; its loss shifts the labels by itself."""
-    inputs, after = rows[:, :-1].contiguous(), update([p for p in model.parameters() if p.requires_grad])
+    """A step of transformers' model, with PEFT's adapters or without; every token of the rows is a label."""
+    inputs = rows[:, :-1].contiguous()
+    return theirs_with_labels(model, lambda: {"input_ids": inputs, "labels": inputs}, precision)
+
+
+def theirs_with_labels(
+    model: Any, next_batch: Callable[[], dict[str, Tensor]], precision: torch.dtype = FP32
+) -> Callable[[], int]:
+    """The same on batches of one's own; the model's loss shifts the labels by itself."""
+    after = update([p for p in model.parameters() if p.requires_grad])
 
     def step() -> int:
-        with torch.autocast(rows.device.type, BF16, enabled=precision == BF16):
-            loss = model(input_ids=inputs, labels=inputs).loss
+        batch = next_batch()
+        with torch.autocast(batch["labels"].device.type, BF16, enabled=precision == BF16):
+            loss = model(**batch).loss
         loss.backward()
         after()
-        return inputs.numel()
+        return int((batch["labels"] != -100).sum())
 
     return step
+
+
+def in_their_form(next_batch: Callable[[], Batch], device: torch.device) -> Callable[[], dict[str, Tensor]]:
+    """The same batches of instructions as PEFT's examples make them: whole rows, padded to the longest, a mask over the
+    padding, and labels of -100 where nothing is graded. Their rows end with the last target, so they are one longer."""
+
+    def batch() -> dict[str, Tensor]:
+        inputs, targets, graded, _ = (tensor.to(device) for tensor in next_batch())
+        ids = torch.cat([inputs[:, :1], targets], dim=1)  # (B, T + 1), since targets are inputs shifted by one
+        graded = torch.nn.functional.pad(graded, (1, 0))
+        real = graded.flip(1).cumsum(1).flip(1) > 0  # up to end-of-text, which is graded
+        return {"input_ids": ids, "labels": ids.where(graded, -100), "attention_mask": real.long()}
+
+    return batch
 
 
 def nanogpt(folder: str, shape: Shape, rows: Tensor) -> Callable[[], int]:

@@ -65,6 +65,10 @@ def test_a_table_and_ratios_come_out(bench, tmp_path, monkeypatch):
     for method in ("LoRA", "prefix", "soft prompt"):
         assert re.search(rf"^- ours, {method} : PEFT, {method} = [\d.]+× ", out, re.MULTILINE), method
     assert re.search(r"^- soft prompt: 2,048 numbers learn, 0.01 MB to save$", out, re.MULTILINE)
+    (tmp_path / "two.jsonl").write_text(2 * '{"instruction": "Say it.", "output": "red"}\n')
+    out = bench("frozen", "--rounds", "1", "--instructions", str(tmp_path / "two.jsonl"))
+    assert re.search(r"^2 instructions, \d+ tokens each, \d+% of them graded; ", out, re.MULTILINE)
+    assert re.search(r"^- ours, prefix : PEFT, prefix = [\d.]+× ", out, re.MULTILINE)
     out = bench("generate", "--rounds", "2", "--batch", "3")
     assert "3 prompts, 8 new tokens each" in out
     assert re.search(r"^- ours : transformers = [\d.]+× ", out, re.MULTILINE)
@@ -92,6 +96,21 @@ def test_all_do_the_same_work():
     who.ours(adapted, "LoRA", who.one_batch(rows))
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (adapted, peft)]
     assert counts[0] - counts[1] == 2 * 8 * (3 * (16 + 16) - (16 + 48)), "PEFT has one A for q, k and v, which are one"
+
+
+def test_of_instructions_all_grade_the_same_tokens_and_peft_sees_no_padding():
+    examples = [next_token(np.arange(n) + 1, np.arange(n) > n // 2) for n in (6, 9, 12, 7)]
+    ours, theirs = who.our_model(SHAPE, CPU), who.transformers_model(SHAPE, CPU)
+    ours.load_state_dict(gpt2.weights_from(gpt2.without_extras(theirs.state_dict()), ours.config))
+    inputs, targets, graded, positions = who.batches_of(examples, 4)()
+    expected = torch.nn.functional.cross_entropy(ours(inputs, graded, positions), targets[graded])
+    batch = who.in_their_form(who.batches_of(examples, 4), CPU)()
+    torch.testing.assert_close(theirs(**batch).loss, expected)
+    assert sorted(batch["attention_mask"].sum(1).tolist()) == [6, 7, 9, 12]
+    counts = [who.ours(ours, "prefix", who.batches_of(examples, 4))()]
+    peft = who.with_peft(theirs, "prefix")
+    counts += [who.theirs_with_labels(peft, who.in_their_form(who.batches_of(examples, 4), CPU))()]
+    assert counts == [graded.sum(), graded.sum()]
 
 
 def test_both_generate_the_same_tokens(monkeypatch):
