@@ -152,7 +152,6 @@ RUNS = {
     "a head and LoRA": {"method": "classifier", "learn": "lora", "graded": 1 / T},
     "a classifier, full": {"method": "classifier", "graded": 1 / T},
     "a reward model": {"method": "reward", "batch_size": 4},
-    "a reward model's head and LoRA": {"method": "reward", "batch_size": 4, "learn": "lora"},
     "DPO": {"method": "dpo", "batch_size": 4, "graded": 0.3},
     "DPO, accumulated": {"method": "dpo", "batch_size": 1, "micro_batches": 4, "graded": 0.3},
     "DPO, head in chunks": {"method": "dpo", "batch_size": 16, "graded": 0.3, "checkpoint_activations": True},
