@@ -153,7 +153,6 @@ RUNS = {
     "a classifier, full": {"method": "classifier", "graded": 1 / T},
     "a reward model": {"method": "reward", "batch_size": 4},
     "DPO": {"method": "dpo", "batch_size": 4, "graded": 0.3},
-    "DPO, accumulated": {"method": "dpo", "batch_size": 1, "micro_batches": 4, "graded": 0.3},
     "DPO, head in chunks": {"method": "dpo", "batch_size": 16, "graded": 0.3, "checkpoint_activations": True},
     "DPO, bf16": {"method": "dpo", "batch_size": 4, "graded": 0.3, "precision": "bf16"},
     "DPO of a LoRA run": {"method": "dpo", "batch_size": 4, "graded": 0.3, "init_from": "lora"},
@@ -279,11 +278,11 @@ runpy.run_path("{script}.py", run_name="__main__")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
-@pytest.mark.parametrize("script", [f"train_{method}" for method in SCRIPTS if method != "prefix"])
+@pytest.mark.parametrize("script", [f"train_{method}" for method in SCRIPTS if method not in ("prefix", "reward")])
 def test_memory_that_runs_out_names_a_command_that_says_what_would_fit(script, world, tmp_path, monkeypatch, capsys):
     """The command is followed: it plans the run that failed."""
     data = {"train_sft": "--instructions {}/instructions.json", "train_classifier": "--labelled {}/labelled.json"}
-    data |= dict.fromkeys(("train_reward", "train_dpo"), "--pairs {}/pairs.json")
+    data |= {"train_dpo": "--pairs {}/pairs.json"}
     data |= {"train_rlhf": "--instructions {}/instructions.json --reward exact"}
     data = data.get(script, "--text {}/text.txt")
     own = {"train_adapter": "--mlp-only ", "train_prompt": "--length 8 --block-size 120 "}.get(script, "")
@@ -295,7 +294,7 @@ def test_memory_that_runs_out_names_a_command_that_says_what_would_fit(script, w
     advised = re.search("out of memory: `python -m run.plan (.+)` says what it needs", done.stderr)[1]
     assert f"{own}--batch-size 256" in advised
     said = say([*advised.split(), "--memory", "400MB"], monkeypatch, capsys).out
-    rows = {"train_reward": 512, "train_dpo": 512, "train_rlhf": 1024}.get(script, 256)
+    rows = {"train_dpo": 512, "train_rlhf": 1024}.get(script, 256)
     assert f"{script.removeprefix('train_')}: " in said and f"{rows} rows of 1" in said and "tokens, on cpu" in said
     assert "This does not fit 400 MB" in said
     assert re.search(r"This (fits|does not fit) [\d.]+ [MG]B", say(advised.split(), monkeypatch, capsys).out), (
