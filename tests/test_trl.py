@@ -1,5 +1,5 @@
 """The losses of pairs, and their gradients, as TRL has them: its own loader, tokenizer, collator and loss, on the same
-pairs and the same weights. Skipped where TRL is not installed (pip install trl)."""
+pairs and the same weights. Skipped where TRL is not installed: benchmarks/requirements.txt has it."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ BETA, HOW = 0.3, Reading(load_tokenizer("bytes"), 192, 1)
 
 @pytest.fixture(scope="module")
 def trl():
-    return pytest.importorskip("trl", reason="TRL is not installed")
+    return pytest.importorskip("trl", reason="TRL is not installed: benchmarks/requirements.txt has it")
 
 
 def exported(run, out):
