@@ -137,7 +137,7 @@ def memory_hint(program: str, config: Any) -> Iterator[None]:
     except (RuntimeError, MemoryError, Mistake) as error:
         if sys.flags.dev_mode or not out_of_memory(error):
             raise
-        if not hasattr(config, "micro_batches") or hasattr(config, "beta") or hasattr(config, "pairs"):  # not planned
+        if not hasattr(config, "micro_batches"):  # no training, which alone is planned
             raise Mistake("out of memory: give smaller numbers, or end what else takes memory") from error
         raise Mistake(
             f"out of memory: `{plan_command(program, config)}` says what it needs and what would fit"
@@ -158,8 +158,8 @@ def plan_command(program: str, config: Any) -> str:
 
 
 PLANNED = (  # what a run's memory depends on, beside its model
-    "learn", "r", "lora_dropout", "targets", "width", "mlp_only", "length", "block_size", "dropout", "batch_size",
-    "micro_batches", "device", "precision", "checkpoint_activations", "shard",
+    "learn", "r", "lora_dropout", "targets", "width", "mlp_only", "length", "reward", "samples", "block_size",
+    "dropout", "batch_size", "micro_batches", "device", "precision", "checkpoint_activations", "shard",
 )  # fmt: skip
 
 

@@ -79,7 +79,7 @@ class Config:
     prompt_learning_rate: float = 8e-2  # prompt-SFT's
     reward_learning_rate: float = 1e-4  # the reward model's
     dpo_learning_rate: float = 1e-5  # DPO's; ten times as much is too strong
-    rlhf_learning_rate: float = 1e-4  # RLHF's; without KL three times as much, for that to show in few steps
+    rlhf_learning_rate: float = 5e-5  # RLHF's; six times as much, with the KL and without, is fast
     pair_steps: int = 60  # optimizer steps on pairs
     answer_steps: int = 40  # optimizer steps on own answers
     r: int = 6  # LoRA's rank
@@ -282,6 +282,7 @@ def methods_of_preference(config: Config, folder: Path, seed: int) -> list[Metho
     rlhf = {**same, "instructions": config.pairs, "columns": "output=chosen", "reward": str(folder / "reward-model")}
     rlhf |= {"steps": config.answer_steps, "learning_rate": config.rlhf_learning_rate}
     rlhf |= {"beta": 0.5}  # a score is in larger units than 0 and 1
+    fast = {**rlhf, "learning_rate": 6 * config.rlhf_learning_rate}  # so that few steps show what the KL is for
     methods = [
         (preference.SFT, train_sft, sft),
         (preference.REWARD, train_reward, reward),
@@ -290,7 +291,8 @@ def methods_of_preference(config: Config, folder: Path, seed: int) -> list[Metho
         (preference.STRONG, train_dpo, strong),
         (preference.RLHF, train_rlhf, rlhf),
         (preference.EXACT, train_rlhf, {**rlhf, "reward": "exact", "beta": 0.05}),
-        (preference.HACKED, train_rlhf, {**rlhf, "beta": 0.0, "learning_rate": 3 * config.rlhf_learning_rate}),
+        (preference.FAST, train_rlhf, fast),
+        (preference.HACKED, train_rlhf, {**fast, "beta": 0.0}),
     ]
     return in_folders(methods, folder)
 

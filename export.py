@@ -73,16 +73,20 @@ def export_model(run: str, folder: str | Path, base: str = "") -> None:
         else:
             settings = gpt2.settings_from(config, tokenizer.name, tokenizer.eot_token, classes)
             tensors, texts = gpt2.weights_of(state), hugging_face_tokenizer(tokenizer, config.block_size)
-            texts["tokenizer_config.json"]["pad_token"] = texts["tokenizer_config.json"]["eos_token"]
+            if settings["pad_token_id"] is not None or not classes:
+                texts["tokenizer_config.json"]["pad_token"] = texts["tokenizer_config.json"]["eos_token"]
     except ValueError as error:
         raise Mistake(f"{run} cannot be exported: {error}") from error
     if classes:
         settings["id2label"] = dict(enumerate(classes.names))
         settings["label2id"] = {name: number for number, name in enumerate(classes.names)}
+        settings["each"] = classes.each  # a key of our own, which transformers leaves alone
     save_tokenizer_beside(tokenizer, folder)
     write(Path(folder), "model.safetensors", tensors, {"config.json": settings, **texts})
     auto = settings["architectures"][0].replace("GPT2LMHead", "ForCausalLM").partition("For")[2].removesuffix("Model")
     print(f'{folder}: transformers.AutoModelFor{auto}.from_pretrained("{folder}") loads it')
+    if classes and classes.each == "response":
+        print("it scores one prompt and response at a time, which must end with end-of-text: there the score is read")
 
 
 def export_adapter(run: str, folder: str | Path, base: str = "") -> None:

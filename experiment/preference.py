@@ -26,9 +26,9 @@ from run.rollout import Answer, as_batch
 from store import checkpoint
 
 Evidence = dict[str, Any]
-SFT, REWARD, DPO, WITH_NLL, STRONG, RLHF, EXACT, HACKED = METHODS = (
+SFT, REWARD, DPO, WITH_NLL, STRONG, RLHF, EXACT, FAST, HACKED = METHODS = (
     "SFT", "reward model", "DPO", "DPO too strong, with NLL", "DPO too strong",
-    "RLHF", "RLHF, exact rewards", "RLHF without KL",
+    "RLHF", "RLHF, exact rewards", "RLHF, fast", "RLHF, fast, without KL",
 )  # fmt: skip
 POINTS = 0.03  # of right answers that a preference may cost
 
@@ -230,11 +230,11 @@ def nll_mends(e: Evidence) -> Finding:
 
 def without_kl_hacks(e: Evidence) -> Finding:
     before, after = first_and_last(e, HACKED, "reward")
-    held = first_and_last(e, RLHF, "reward")[1]
-    verdict = both(when(after > before), loses_answers(e, HACKED, RLHF))
+    held = first_and_last(e, FAST, "reward")[1]
+    verdict = both(when(after > before), loses_answers(e, HACKED, FAST))
     return verdict, (
-        f"reward {before:.2f} -> {after:.2f} (with KL {held:.2f}); style / right: {shares(e, RLHF, HACKED)}; KL "
-        f"{e['rows'][RLHF]['kl']:.2f}, without {e['rows'][HACKED]['kl']:.2f} nats an answer"
+        f"reward {before:.2f} -> {after:.2f} (with KL {held:.2f}); style / right: {shares(e, FAST, HACKED)}; KL "
+        f"{e['rows'][FAST]['kl']:.2f}, without {e['rows'][HACKED]['kl']:.2f} nats an answer"
     )
 
 

@@ -18,6 +18,7 @@ from model.gpt import GPTConfig
 from model.large_head import CHUNK
 from run.device import choose_precision, fused_attention_pays, head_in_chunks
 
+COMPARED = ("reward", "dpo", "rlhf")  # methods that compare responses
 QKV = {"q_proj", "k_proj", "v_proj"}
 LINEARS = dict.fromkeys((*QKV, "o_proj"), (1, 1)) | {"up_proj": (1, 4), "down_proj": (4, 1)}  # d_in, d_out in C
 IMPORTED = 235e6  # what Python and PyTorch hold once imported, where it is too late to measure
@@ -50,36 +51,42 @@ class Run:
         self.width = self.precision.itemsize  # of a number in matrix products: 4, or 2 in half precision
         self.mask = 1 if self.device == "cuda" else self.width  # of dropout: a bool, or a number like those it zeroes
         self.fused = fused_attention_pays(self.precision, device, config.block_size)
-        learn = config.learn if config.method == "classifier" else config.method
+        self.learn = learn = config.learn if config.method in ("classifier", *COMPARED) else config.method
         self.full = learn in ("pretrain", "sft", "mlm", "all") or learn.startswith("last-")  # all of a block learns
         lora = {target.strip() for target in config.targets.split(",")} if learn == "lora" else set()
         self.targets = set(LINEARS) if self.full else lora  # layers whose input a gradient needs
         self.n_learning = int(learn.removeprefix("last-")) if learn.startswith("last-") else shape.n_layer  # blocks
         self.n_learning = 0 if learn == "head" else self.n_learning
-        self.tied = config.method != "classifier"  # the head is the embedding
-        self.n_logits = shape.vocab_size if self.tied else config.classes  # V, of a graded position
-        self.is_masked = config.method in ("classifier", "mlm")  # padding, which some could see, by a mask of each row
-        self.bottlenecks = (1 if config.mlp_only else 2) if config.method == "adapter" else 0  # of a block
-        self.P = config.length if config.method in ("prefix", "prompt") else 0
-        self.positions = math.ceil(config.batch_size / config.ranks) * config.block_size  # B T, of one rank
+        self.tied = config.method not in ("classifier", "reward")  # the head is the embedding
+        self.n_classes = 1 if config.method == "reward" else config.classes
+        self.n_logits = shape.vocab_size if self.tied else self.n_classes  # V, of a graded position
+        self.is_masked = config.method in ("classifier", "reward", "mlm")  # padding, by a mask of each row
+        self.bottlenecks = (1 if config.mlp_only else 2) if learn == "adapter" else 0  # of a block
+        self.P = config.length if learn in ("prefix", "prompt") else 0
+        self.rows_each = {"reward": 2, "dpo": 2, "rlhf": config.samples}.get(config.method, 1)  # of a pair, or prompt
+        rows = math.ceil(config.batch_size / config.ranks) * self.rows_each  # B, of one rank
+        self.positions = rows * config.block_size  # B T
         graded = min(config.graded, CHOSEN) if config.method == "mlm" else config.graded
         self.n_graded = max(1, round(graded * self.positions))  # N
+        self.n_graded = rows if config.method == "reward" else self.n_graded
         in_chunks = head_in_chunks(config, device, self.positions, shape.vocab_size, memory)
-        self.in_chunks = in_chunks and self.tied and self.n_graded > CHUNK
+        self.in_chunks = in_chunks and self.tied and config.method != "rlhf" and self.n_graded > CHUNK
         self.n_at_once = CHUNK if self.in_chunks else self.n_graded  # positions whose logits are there at a time
         C = shape.n_embd
         self.block = 12 * C * C + 13 * C  # parameters of one block; below, of what is attached to it
         self.block_matrices = config.r * C * sum(sum(LINEARS[name]) for name in lora)
         self.block_matrices += self.bottlenecks * 2 * C * config.width
         self.block_adapter = self.block_matrices + self.bottlenecks * (C + config.width)
-        self.block_adapter += 2 * C * self.P if config.method == "prefix" else 0
+        self.block_adapter += 2 * C * self.P if learn == "prefix" else 0
         self.base = (shape.vocab_size + shape.block_size + 2) * C + shape.n_layer * self.block
-        self.adapter = shape.n_layer * self.block_adapter + (C * self.P if config.method == "prompt" else 0)
-        self.adapter += 0 if self.tied else (C + 1) * config.classes  # the head
+        self.adapter = shape.n_layer * self.block_adapter + (C * self.P if learn == "prompt" else 0)
+        self.adapter += 0 if self.tied else (C + 1) * self.n_classes  # the head
         self.learning = self.adapter + (self.base if self.full else 0)
         if learn.startswith("last-"):  # and the LayerNorm after them
             self.learning = self.adapter + self.n_learning * self.block + 2 * C
         self.parts = config.ranks if config.shard else 1  # in which weights, gradients and AdamW's numbers are held
+        self.reference = self.base + self.adapter if config.method in ("dpo", "rlhf") else 0  # parameters, of π_ref
+        self.rewarding = self.base + C + 1 if config.method == "rlhf" and config.reward != "exact" else 0
 
     # ---- activations: what autograd keeps for the backward pass ------------------------------------------------------
 
@@ -120,7 +127,7 @@ class Run:
 
     def saved_by_prompt(self) -> int:
         """Of a soft prompt, whose keys and values the model computes: a row of P tokens through all blocks, once."""
-        if self.config.method != "prompt":
+        if self.learn != "prompt":
             return 0
         row = self.changed(method="prefix", length=0, batch_size=1, ranks=1, block_size=self.P)
         return self.shape.n_layer * row.saved_by_block()
@@ -149,6 +156,9 @@ class Run:
         head = 1 if self.full and self.tied else 0  # one gradient of wte, before it is added up
         # gradients of all that learns · more of wte · activations and what they are · copies of the logits
         yield self.moment("at the end of the forward pass", before, 0, top + cast, kept_is, 1)
+        if self.reference:
+            asked, asked_is = self.frozen_block()
+            yield self.moment("when the reference is asked", before, 0, top + asked, f"{kept_is}; {asked_is}", 1)
         chunk = head if self.in_chunks else 0  # the chunks before have one too, and their inputs' gradients are there
         top += head_input if self.in_chunks else 0
         yield self.moment("when the loss turns into gradients", before, chunk, top, kept_is, 3)
@@ -178,6 +188,9 @@ class Run:
         if self.parts > 1:  # what a rank holds whole: the embeddings, the block at work and the one to come
             whole = (V + self.shape.block_size) * C + min(2, self.shape.n_layer) * (self.block + self.block_adapter)
             parts["collected"] = 4 * whole, "4 bytes for each of the embeddings and of two blocks, whole"
+        if self.reference:
+            beside, whose = self.reference + self.rewarding, " and the reward model" * (self.rewarding > 0)
+            parts["asked"] = 4 * beside, f"4 bytes for each of {beside:,} in the reference{whose}, which do not learn"
         held = 4 * self.learning * gradients / self.parts + heads * 4 * V * C
         adamw_is = f"2 × 4 bytes for each of {self.learning:,} that learn{share}"
         graded = f"{self.n_at_once:,} {'of the ' * self.in_chunks}graded tokens{' at a time' * self.in_chunks}"

@@ -14,19 +14,22 @@ from model.lora import targets_of
 from run.device import NAMES, choose_device, memory_there, peak_mb
 from run.memory import IMPORTED, Run, size
 from store.checkpoint import config_of
+from store.learned import is_partly_learned, read_learned
 
-METHODS = ("pretrain", "sft", "lora", "adapter", "prefix", "prompt", "classifier", "mlm")
+METHODS = ("pretrain", "sft", "lora", "adapter", "prefix", "prompt", "classifier", "mlm", "reward", "dpo", "rlhf")
 
 
 @dataclass(kw_only=True)
 class Config:
     init_from: str  # run or name of a model to start from: new_model.py writes a new one in a second
-    method: str = "pretrain"  # pretrain, sft, lora, adapter, prefix, prompt, classifier or mlm
+    method: str = "pretrain"  # pretrain, sft, lora, adapter, prefix, prompt, classifier, mlm, reward, dpo or rlhf
     memory: str = ""  # what there is, like 8GB (10^9 bytes each), 8GiB (2^30) or 4000MB; without it, this device's
     graded: float = (
         1.0  # share of the positions that are graded: 1 for a text, less for instructions; mlm's own is 0.15
     )
-    learn: str = "all"  # of a classifier: head alone, last-K (K blocks too), lora, or all
+    learn: str = (
+        "all"  # of classifier and reward: head, last-K (K blocks too), lora or all; of dpo and rlhf: lora or all
+    )
     classes: int = 2  # that a classifier tells apart
     r: int = 8  # LoRA's rank
     lora_dropout: float = 0.0  # share of x zeroed on the way to A while training
@@ -34,9 +37,11 @@ class Config:
     width: int = 12  # channels of a bottleneck
     mlp_only: bool = False  # put bottlenecks after the MLP alone, not after attention too
     length: int = 16  # positions before a row; the longest row is so much shorter
+    reward: str = "exact"  # of rlhf: run of a reward model, which stands beside the model, or exact
+    samples: int = 4  # of rlhf: answers to each prompt, a row each
     block_size: int = 128  # tokens a row at most; the model must be able to read as many
     dropout: float = 0.0  # share of activations zeroed while training
-    batch_size: int = 32  # rows a micro-batch
+    batch_size: int = 32  # rows a micro-batch; of reward and dpo pairs, of rlhf prompts
     micro_batches: int = 1  # micro-batches a step, one after another, for less memory: their gradients add up
     ranks: int = 1  # processes that torchrun starts, a GPU each: what is told is the memory of one
     shard: bool = False  # split weights, gradients and optimizer over them
@@ -50,13 +55,15 @@ def main(config: Config) -> None:
         raise Mistake(f"--method must be {', '.join(METHODS[:-1])} or {METHODS[-1]}, got {config.method!r}")
     if config.device.split(":")[0] not in ("auto", "cuda", "mps", "cpu"):
         raise Mistake(f"--device must be auto, cuda, mps or cpu, got {config.device!r}")
+    if config.method in ("dpo", "rlhf") and config.learn not in ("all", "lora"):
+        raise Mistake(f"--method {config.method} has --learn all or lora; of other adapters, plan from their run")
     if config.shard and config.ranks == 1:
         raise Mistake("--shard splits a model over several processes: give their number, --ranks N")
     targets_of(config.targets)
     if config.device == "auto":
         config = replace(config, device=str(choose_device("auto")))
     measured = peak_mb(torch.device("cpu"))  # nothing but imports has taken memory yet
-    shape = config_of(config.init_from)
+    shape, config = config_of(config.init_from), of_adapter(config)
     limit = bytes_of(config.memory) if config.memory else memory_there(torch.device(config.device))
     run = Run(config, shape, measured * 1e6 if measured else IMPORTED, limit)
     if config.block_size > shape.block_size - run.P:
@@ -68,13 +75,25 @@ def main(config: Config) -> None:
     print(page(run) + (f"\n\n{verdict(run, limit)}" if limit else ""))
 
 
+def of_adapter(config: Config) -> Config:
+    """Of DPO and RLHF from a run of LoRA or the like: what has learned there, and learns on, with its settings."""
+    if config.method not in ("dpo", "rlhf") or not is_partly_learned(config.init_from):
+        return config
+    note = read_learned(config.init_from)["attached"][0]
+    settings = {key: value for key, value in note.items() if hasattr(config, key)}
+    if "targets" in settings:
+        settings["targets"] = ",".join(settings["targets"])
+    return replace(config, learn=note["apply"], **settings)
+
+
 def page(run: Run) -> str:
     """The table: a row for each part of the peak, and its formula in words."""
     config, peak = run.config, run.peak()
     rows = [*peak.parts.items(), ("peak", (peak.total(), peak.when))]
     table = [f"{name:<17}{size(n):>9}   {formula}" for name, (n, formula) in rows]
     learns = f"{run.learning:,} of {run.base + run.adapter:,} parameters learn"
-    where = f"{config.batch_size} rows of {config.block_size} tokens, on {run.device} in {NAMES[run.precision]}"
+    rows = config.batch_size * run.rows_each
+    where = f"{rows} rows of {config.block_size} tokens, on {run.device} in {NAMES[run.precision]}"
     where += f", in each of {config.ranks} processes" if config.ranks > 1 else ""
     if run.parts > 1:
         table.append("More than that with --shard: what collecting weights needs beside is not in it.")

@@ -98,6 +98,8 @@ def settings_from(config: BERTConfig, pad: int, classes: Classes | None) -> dict
     kind, model_type = ("Bert", "bert") if config.segments else ("DistilBert", "distilbert")
     if not config.segments and classes and classes.each == "text":
         raise ValueError("transformers puts a second layer into DistilBERT's head of a text's class, which is not here")
+    if classes and classes.each == "response":
+        raise ValueError("it scores a response at its end, and BERT's heads in transformers read a text's first token")
     each = {"text": "SequenceClassification", "word": "TokenClassification"}[classes.each] if classes else "MaskedLM"
     sizes = (config.vocab_size, config.block_size, config.n_layer, config.n_head, config.n_embd, 4 * config.n_embd)
     only = {"type_vocab_size": config.segments, "hidden_act": "gelu"} if config.segments else {"activation": "gelu"}

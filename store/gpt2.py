@@ -67,7 +67,8 @@ def settings_from(
         **dict(zip(SIZES, dataclasses.astuple(config), strict=False)),
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "pad_token_id": end_of_text if classes else None,  # the class is read at the last token that is not this one
+        # the class is read at the last token that is not padding; a score at end-of-text, so that cannot be padding
+        "pad_token_id": end_of_text if classes and classes.each == "text" else None,
         "tokenizer": tokenizer,
     }
 

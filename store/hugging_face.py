@@ -73,7 +73,8 @@ def head_of(name: str | Path, weights: dict[str, Tensor]) -> list[dict[str, Any]
         if len(set(names)) < len(names):
             raise ValueError("two classes have the same name in id2label")
         is_of_word = "TokenClassification" in settings["architectures"][0]
-        return [{"apply": "head", "classes": names, "each": "word" if is_of_word else "text"}]
+        each = str(settings.get("each", "word" if is_of_word else "text"))  # a key of our own
+        return [{"apply": "head", "classes": names, "each": each}]
 
 
 def tokenizer_of(name: str | Path, config: GPTConfig) -> tiktoken.Encoding:

@@ -378,6 +378,7 @@ def test_what_transformers_has_no_place_for_is_one_sentence(train, saved, tmp_pa
             "DistilBertForMaskedLM",
             "cannot be exported: transformers puts a second layer into DistilBERT's",
         ),
+        ("reward", "BertForMaskedLM", "cannot be exported: it scores a response at its end, and BERT's heads in"),
     ]:
         _, run = run_of(train, method, saved(init)[1]) if init else train(method)
         with pytest.raises(Mistake, match=sentence):

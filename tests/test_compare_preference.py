@@ -8,7 +8,7 @@ import pytest
 import compare
 from cli import Mistake
 from experiment import claims, frozen, preference
-from experiment.preference import CLAIMS, DPO, EXACT, HACKED, METHODS, REWARD, RLHF, SFT, STRONG, WITH_NLL
+from experiment.preference import CLAIMS, DPO, EXACT, FAST, HACKED, METHODS, REWARD, RLHF, SFT, STRONG, WITH_NLL
 from experiment.verdicts import FAILS, HOLDS
 
 
@@ -40,6 +40,8 @@ def test_all_begin_with_one_sft_model_and_learn_from_the_same_prompts(comparison
     assert {one["init_from"] for one in after.values()} == {str(comparison[1] / "seed-0" / "sft")}
     assert {one.get("pairs", one.get("instructions")) for one in after.values()} == {compare.Config.pairs}
     assert len({(one["seed"], one["steps"], one["batch_size"]) for one in after.values()}) == 1
+    with_kl, without = settings["rlhf-fast"], settings["rlhf-fast-without-kl"]
+    assert {name for name in with_kl if with_kl[name] != without[name]} == {"beta", "out"}, "a control differs in one"
 
 
 def test_the_ledger_has_claims_of_its_own(comparison):
@@ -74,9 +76,10 @@ EVIDENCE = {
         STRONG: row(0.9, 0.1, chosen_nll=2.0),
         RLHF: row(0.99, 0.79, seconds=30.0),
         EXACT: row(0.99, 0.95),
+        FAST: row(1.0, 0.75),
         HACKED: row(1.0, 0.3, kl=9.0),
     },
-    "metrics": {HACKED: [{"reward": "1"}, {"reward": "3"}], RLHF: [{"reward": "1"}, {"reward": "2"}]},
+    "metrics": {HACKED: [{"reward": "1"}, {"reward": "3"}], FAST: [{"reward": "1"}, {"reward": "2"}]},
 }
 SPOILED = {  # claim: what to change in that evidence so that it no longer holds
     27: (REWARD, "pairs", 0.6),
