@@ -274,7 +274,7 @@ def run_of(train, method, folder, **settings):
     [
         ("classifier", "BertForSequenceClassification", {"learn": "all", "steps": 30, "learning_rate": 0.01}),
         ("classifier", "BertForSequenceClassification", {"learn": "last-1"}),
-        ("classifier", "DistilBertForSequenceClassification", {"learn": "head"}),
+        ("classifier", "DistilBertForSequenceClassification", {"learn": "head", "steps": 60, "learning_rate": 0.1}),
         ("tagger", "BertForTokenClassification", {"learn": "head"}),
         ("mlm", "BertForMaskedLM", {}),
     ],
