@@ -2,7 +2,7 @@
 
 What differs from an encoder of GPT's blocks: LayerNorm comes after each half of a block, not before it; an embedding
 tells the first text of a pair from the second; GELU is the exact one; and a small network of its own stands before each
-head. DistilBERT (Sanh et al. 2019) has no segments, and nothing before the head of classes.
+head. DistilBERT (Sanh et al. 2019) has no segments, and ReLU instead of tanh before the head of a text's class.
 
 Shapes:  B batch · T time (tokens in a row) · C channels (n_embd) · V vocabulary, or classes · N graded positions
 """
@@ -24,7 +24,7 @@ class BERTConfig(GPTConfig):
     vocab_size: int = 30522  # V, tokens the model can read and write
     block_size: int = 512  # longest row, in tokens: as many positions are learned
     causal: bool = False  # a position sees all of its own example
-    segments: int = 2  # embeddings that tell one text from another; 0: none, and no pooler, as in DistilBERT
+    segments: int = 2  # embeddings that tell one text from another; 0: none, as in DistilBERT
     sep: int = 102  # id of [SEP], behind which the second text begins
 
 
@@ -74,7 +74,7 @@ class BERT(GPT):
         self.ln_e = nn.LayerNorm(C, EPS)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))  # type: ignore[assignment]
-        self.pooler = nn.Linear(C, C) if config.segments else None  # before the head of a text's class
+        self.pooler = nn.Linear(C, C)  # before the head of a text's class
         self.transform = nn.Linear(C, C)  # before the head of the masked language model
         self.ln_t = nn.LayerNorm(C, EPS)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # of that head, one a token
@@ -97,7 +97,7 @@ class BERT(GPT):
         return (is_sep.cumsum(-1) - is_sep).clamp(max=1)
 
     def used_pooler(self) -> nn.Linear | None:
-        """What stands before the head for a text's class: the pooler, if there is one. A word's class has none."""
+        """What stands before the head for a text's class: the pooler. A word's class has none."""
         is_of_text = any(note.get("each") == "text" for note in self.attached)
         return self.pooler if is_of_text else None
 
@@ -152,8 +152,8 @@ class BERT(GPT):
                 h = self.ln_t(F.gelu(self.transform(h)))
                 logits = F.linear(h, self.wte.weight, self.bias)  # (B, T, V) or (N, V)
             else:
-                pooler = self.used_pooler()
-                h = h if pooler is None else torch.tanh(pooler(h))
+                pooler, activation = self.used_pooler(), torch.tanh if self.config.segments else F.relu
+                h = h if pooler is None else activation(pooler(h))
                 logits = self.head(self.dropout(h))  # (B, T, V) or (N, V)
         return logits.float()
 

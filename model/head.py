@@ -42,11 +42,14 @@ def let_learn(model: GPT, learn: str, r: int, alpha: float) -> None:
     """The head learns, and of what is below it as much as one says; the rest is frozen.
 
     learn: "head", nothing else; "last-K", the last K blocks too, and what stands between them and the head; "lora", A
-    and B beside the layers of all blocks, of rank r and scale alpha (model/lora.py); "all", every parameter. Raises
-    Mistake for a K beyond the model's blocks.
+    and B beside the layers of all blocks, of rank r and scale alpha (model/lora.py); "all", every parameter. What
+    DistilBERT has before its head no pretraining knows, so that it learns with the head. Raises Mistake for a K beyond
+    the model's blocks.
     """
     assert model.head is not None
     model.requires_grad_(learn == "all")
+    between = model.used_pooler() if isinstance(model, BERT) else model.ln_f
+    between_is_new = isinstance(model, BERT) and not model.config.segments
     if learn == "lora":
         apply_lora(model, r, alpha)
     if learn.startswith("last-"):
@@ -55,7 +58,6 @@ def let_learn(model: GPT, learn: str, r: int, alpha: float) -> None:
             raise Mistake(f"--learn {learn} is beyond the model's {n_layer} blocks")
         for block in model.blocks[-K:]:
             block.requires_grad_(True)
-        between = model.used_pooler() if isinstance(model, BERT) else model.ln_f
-        if between is not None:
-            between.requires_grad_(True)
+    if between is not None and (between_is_new or learn.startswith("last-")):
+        between.requires_grad_(True)
     model.head.requires_grad_(True)

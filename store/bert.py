@@ -26,7 +26,7 @@ NAMES = {
     "wpe": ("bert.embeddings.position_embeddings", "distilbert.embeddings.position_embeddings"),
     "wse": ("bert.embeddings.token_type_embeddings", ""),
     "ln_e": ("bert.embeddings.LayerNorm", "distilbert.embeddings.LayerNorm"),
-    "pooler": ("bert.pooler.dense", ""),
+    "pooler": ("bert.pooler.dense", "pre_classifier"),
     "transform": ("cls.predictions.transform.dense", "vocab_transform"),
     "ln_t": ("cls.predictions.transform.LayerNorm", "vocab_layer_norm"),
     "": ("cls.predictions", "vocab_projector"),  # its bias alone: the matrix is wte's
@@ -94,10 +94,8 @@ def config_from(settings: dict[str, Any]) -> BERTConfig:
 
 
 def settings_from(config: BERTConfig, pad: int, classes: Classes | None) -> dict[str, Any]:
-    """The config.json of a model of ours. Raises ValueError for a head that transformers builds differently."""
+    """The config.json of a model of ours. Raises ValueError for a head that transformers has not."""
     kind, model_type = ("Bert", "bert") if config.segments else ("DistilBert", "distilbert")
-    if not config.segments and classes and classes.each == "text":
-        raise ValueError("transformers puts a second layer into DistilBERT's head of a text's class, which is not here")
     if classes and classes.each == "response":
         raise ValueError("it scores a response at its end, and BERT's heads in transformers read a text's first token")
     each = {"text": "SequenceClassification", "word": "TokenClassification"}[classes.each] if classes else "MaskedLM"

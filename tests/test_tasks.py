@@ -92,19 +92,25 @@ SPOILED = {  # claim: what to write into the evidence so that it no longer holds
     23: lambda e: shares(e, "pairs", "unseen", lora=0.4),
     24: lambda e: shares(e, "lists", "unseen", random=0.8),
     25: lambda e: shares(e, "tags", "unseen roles", encoder=0.5),
-    26: lambda e: shares(e, "pairs", "unseen", words=0.5),
+    26: lambda e: shares(e, "lists", "unseen", words=0.5),
 }
 
 
 @pytest.mark.parametrize("number", SPOILED)
 def test_a_claim_that_the_numbers_deny_does_not_hold(evidence, number):
     shares(evidence, "lists", "unseen", head=0.9, lora=0.9, all=0.95, random=0.1, words=0.9)
-    shares(evidence, "pairs", "unseen", head=0.7, lora=0.9, all=0.8, words=0.9)
+    shares(evidence, "pairs", "unseen", head=0.7, lora=0.9, all=0.8, words=0.6)
     for split in ("seen roles", "unseen roles"):
         shares(evidence, "tags", split, encoder=0.95, all=0.75)
     assert verdict(evidence, number) == HOLDS
     SPOILED[number](evidence)
     assert verdict(evidence, number) == FAILS
+
+
+def test_sft_that_tells_pairs_as_well_denies_that_it_is_worse_there(evidence):
+    shares(evidence, "lists", "unseen", lora=0.9, words=0.9)
+    shares(evidence, "pairs", "unseen", lora=0.9, words=0.99)
+    assert verdict(evidence, 26) == FAILS
 
 
 def test_the_page_has_a_line_for_each_and_for_chance(comparison):

@@ -26,7 +26,8 @@ that `tasks` has: an instruction of them is new, they are not. Drills are of tra
 For classifiers: labelled.json (lists of words; the label is the group that most of them are in), pairs.json (two words:
 opposites, of one group, or neither) and tagged.json (stories; each word is a person, a thing, a colour, a place, who
 gives, who takes, or other). Their words are those that instructions may name; labelled-unseen.json, pairs-unseen.json
-and tagged-unseen.json have the others, to judge by.
+and tagged-unseen.json have the others, to judge by. Of pairs every third word and opposite is kept for that: with every
+fourth one there would be 64 pairs to judge by, now there are 140.
 """
 
 import json

@@ -1,12 +1,12 @@
 """What classifiers learn from: lists of words and their group, pairs of words and what they are to each other, stories
-and a tag for each word. All of it twice: with the words that training may name, and with those kept apart."""
+and a tag for each word. All of it twice: with the words that training may name, and with those kept apart. Of pairs
+every third word is kept apart, not every fourth as elsewhere: there are few opposites to judge by."""
 
 from collections.abc import Callable, Iterable
 from random import Random
 
 from world.questions import Pool, Row, stated
-from world.tasks import FACTS
-from world.words import COLOURS, GROUPS, NAMES, PLACES, THINGS, seen, unseen
+from world.words import COLOURS, GROUPS, NAMES, OPPOSITES, PLACES, THINGS, seen, unseen
 
 Record = dict[str, str]
 TAG_OF = {  # the words of a story that are not "other"
@@ -30,8 +30,16 @@ def labelled(rng: Random, pool: Pool) -> Record:
     return {"text": f"### List: {' '.join(rng.sample(words, len(words)))}. By groups:", "label": group}
 
 
+def in_pairs(words: list) -> list:
+    return [word for i, word in enumerate(words) if i % 3 != 1]
+
+
+def not_in_pairs(words: list) -> list:
+    return words[1::3]
+
+
 def opposites(rng: Random, pool: Pool) -> Record:
-    return pair(rng.choice(pool(FACTS["opposite"])), "opposites")
+    return pair(rng.sample(rng.choice(pool(OPPOSITES)).split("-"), 2), "opposites")
 
 
 def one_group(rng: Random, pool: Pool) -> Record:
@@ -41,18 +49,17 @@ def one_group(rng: Random, pool: Pool) -> Record:
 def neither(rng: Random, pool: Pool) -> Record:
     """Two words that could have an opposite, but are none, or two of two groups: the kind of a word tells nothing."""
     if rng.random() < 0.5:
-        one, other = rng.sample(pool(FACTS["opposite"]), 2)
-        return pair((one[0], other[0]), "neither") if one[1] != other[0] else neither(rng, pool)
+        return pair((rng.choice(one.split("-")) for one in rng.sample(pool(OPPOSITES), 2)), "neither")
     return pair([rng.choice(pool(GROUPS[group])) for group in rng.sample(list(GROUPS), 2)], "neither")
 
 
 def pair(words: Iterable[str], label: str) -> Record:
-    """Two words as they stand on a page of the base text.
+    """Two words as a list of the base text has them, which it goes on to tell the groups of.
 
     >>> pair(("hot", "cold"), "opposites")
-    {'text': '### Page: hot: cold.', 'label': 'opposites'}
+    {'text': '### List: hot cold. By groups:', 'label': 'opposites'}
     """
-    return {"text": f"### Page: {': '.join(words)}.", "label": label}
+    return {"text": f"### List: {' '.join(words)}. By groups:", "label": label}
 
 
 def tagged(rng: Random, pool: Pool) -> Record:
@@ -97,14 +104,18 @@ def distinct(rng: Random, make: Callable[[Random, Pool], Record], pool: Pool, n:
 
 
 def files(rng: Random) -> dict[str, list[Record]]:
-    """Records by the name of their file; those with "unseen" in it have other words, and are to judge by. The
-    few opposites to learn from are there eight times, so that they are as frequent as other pairs."""
+    """Records by the name of their file; those with "unseen" in it have other words, and are to judge by. Pairs are all
+    that the words allow, and as many that are neither; the few opposites to learn from are there eight times, so that
+    they are as frequent as the others."""
     made = {}
-    for end, pool, share, times in ((".json", seen, 1.0, 8), ("-unseen.json", unseen, 0.2, 1)):
+    for end, pool, pair_pool, share, times in (
+        (".json", seen, in_pairs, 1.0, 8),
+        ("-unseen.json", unseen, not_in_pairs, 0.2, 1),
+    ):
         made[f"labelled{end}"] = distinct(rng, labelled, pool, 1200 if pool is seen else 96)
-        related = distinct(rng, one_group, pool, int(300 * share))
-        unrelated = distinct(rng, neither, pool, len(related))
-        pairs = [*distinct(rng, opposites, pool, 300) * times, *related, *unrelated]
+        related = distinct(rng, one_group, pair_pool, 300)
+        unrelated = distinct(rng, neither, pair_pool, len(related))
+        pairs = [*distinct(rng, opposites, pair_pool, 300) * times, *related, *unrelated]
         made[f"pairs{end}"] = rng.sample(pairs, len(pairs))
         made[f"tagged{end}"] = distinct(rng, tagged, pool, int(600 * share))
     return made
