@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+import train_rlhf
 from benchmarks import __main__ as benchmarks
 from benchmarks import contestants as who
-from benchmarks import measure
+from benchmarks import measure, rlhf
 from benchmarks.measure import Contestant, quartiles, race, times
 from data.examples import next_token
+from run import rollout
 from store import gpt2
 
 pytest.importorskip("transformers")
@@ -184,3 +186,14 @@ def test_ratios_are_made_round_by_round_and_every_contestant_takes_each_turn():
     )
     assert times(one, other) == "1.50× (1.00–1.50)"
     assert quartiles([3.0]) == (3.0, 3.0, 3.0)
+
+
+def test_the_share_of_sampling_in_an_rlhf_run_is_told(base, instructions, reward_model, tmp_path):
+    config = train_rlhf.Config(
+        init_from=base, instructions=instructions, reward=reward_model, block_size=192, batch_size=4, samples=2,
+        max_new_tokens=8, steps=2, device="cpu", out=str(tmp_path / "run"),
+    )  # fmt: skip
+    generate = rollout.generate
+    sampling, rolling_out, seconds = rlhf.shares(config)
+    assert 0 < sampling < rolling_out < seconds
+    assert rollout.generate is generate, "as it was before"
