@@ -38,7 +38,7 @@ def comparison(folder, builtin):
     for name, few in (("instructions", read("instructions")[::4]), ("questions", questions)):
         files[name] = str(folder / f"few-{name}.json")
         Path(files[name]).write_text(json.dumps(few))
-    sizes = {"domain_steps": 72, "steps": 216, "batch_size": 4}  # of which --quick takes 12 and 18
+    sizes = {"domain_steps": 36, "steps": 216, "batch_size": 4}  # of which --quick takes 6 and 18
     config = compare.Config(quick=True, out=str(out), device="cpu", **files, **sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))  # test_faults.py has the real one
@@ -100,7 +100,7 @@ def test_curves_start_at_the_base_and_end_at_the_row_of_the_table(evidence):
     for method, curves in evidence["forgetting"].items():
         assert len(curves) == 2 and curves[0]["rate"] > 2 * curves[1]["rate"]
         for curve in curves:
-            assert [steps for steps, _, _ in curve["points"]] == [0, 3, 6, 12]
+            assert [steps for steps, _, _ in curve["points"]] == [0, 1, 3, 6]
             assert curve["points"][0][1:] == [evidence["rows"]["base"][key] for key in nll]
         assert curves[0]["points"][-1][1:] == [evidence["rows"][method][key] for key in nll]
 

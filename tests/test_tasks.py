@@ -21,7 +21,9 @@ def comparison(folder, builtin):
     short = {"block_size": 64, "batch_size": 2, "held_out": 0.001, "device": "cpu"}
     text = str(builtin / "domain.jsonl")
     train_mlm.main(train_mlm.Config(text=text, init_from="data/builtin/base", out=str(encoder), steps=1, **short))
-    config = compare.Config(only="task", quick=True, out=str(out), device="cpu", steps=36, encoder=str(encoder))
+    config = compare.Config(
+        only="task", quick=True, out=str(out), device="cpu", steps=12, batch_size=2, encoder=str(encoder)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))
         return compare.main(config), out
