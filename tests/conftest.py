@@ -5,6 +5,7 @@ import os
 import random
 import tempfile
 import time
+from pathlib import Path
 
 os.environ["FINETUNING_CACHE"] = tempfile.mkdtemp(prefix="finetuning-tests-")  # before anything is tokenised
 
@@ -98,6 +99,20 @@ def pairs(folder):
     path = folder / "pairs.json"
     path.write_text(json.dumps(records), encoding="utf-8")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def builtin(folder):
+    """data/builtin in small: an eleventh of each of its files, and a base of its tokenizer with two narrow layers."""
+    whole, small = Path(__file__).parent.parent / "data" / "builtin", folder / "builtin"
+    small.mkdir()
+    for file in whole.glob("*.json*"):
+        content = file.read_text(encoding="utf-8")
+        few = content.splitlines()[::11] if file.suffix == ".jsonl" else json.loads(content)[::11]
+        (small / file.name).write_text("\n".join(few) if file.suffix == ".jsonl" else json.dumps(few), encoding="utf-8")
+    how = {"tokenizer": str(whole / "tokenizer.tiktoken"), "n_layer": 2, "n_head": 2, "n_embd": 16}
+    new_model.main(new_model.Config(out=str(small / "base"), block_size=256, **how))
+    return small
 
 
 @pytest.fixture(scope="session")

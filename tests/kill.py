@@ -11,64 +11,53 @@ need not repeat.)
 import argparse
 import csv
 import hashlib
-import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from tests.process import Process
+
 ROOT = Path(__file__).parent.parent
-BUILTIN = ROOT / "data" / "builtin"
 SIZE = ["--block-size", "128", "--batch-size", "4", "--micro-batches", "2", "--dropout", "0.1"]
 LENGTH = ["--steps", "16", "--eval-every", "7", "--held-out", "0.005", "--keep-best", "--device", "cpu"]
 METHODS = {
-    "pretrain": ["train_pretrain.py", "--text", str(BUILTIN / "domain.jsonl")],
-    "sft": ["train_sft.py", "--instructions", str(BUILTIN / "instructions.json")],
-    "lora": ["train_lora.py", "--text", str(BUILTIN / "domain.jsonl"), "--lora-dropout", "0.1"],
-    "lora-sft": ["train_lora.py", "--instructions", str(BUILTIN / "instructions.json"), "--pack"],
-    "adapter": ["train_adapter.py", "--text", str(BUILTIN / "domain.jsonl")],
-    "prefix": ["train_prefix.py", "--instructions", str(BUILTIN / "instructions.json"), "--pack"],
-    "reward": ["train_reward.py", "--pairs", str(BUILTIN / "preferences.json")],
-    "dpo": ["train_dpo.py", "--pairs", str(BUILTIN / "preferences.json")],
-    "prompt": ["train_prompt.py", "--text", str(BUILTIN / "domain.jsonl")],
-    "classifier": ["train_classifier.py", "--labelled", str(BUILTIN / "labelled.json"), "--learn", "lora"],
-    "tagger": ["train_classifier.py", "--tagged", str(BUILTIN / "tagged.json")],
-    "mlm": ["train_mlm.py", "--text", str(BUILTIN / "domain.jsonl")],
+    "pretrain": ["train_pretrain.py", "--text", "domain.jsonl"],
+    "sft": ["train_sft.py", "--instructions", "instructions.json"],
+    "lora": ["train_lora.py", "--text", "domain.jsonl", "--lora-dropout", "0.1"],
+    "lora-sft": ["train_lora.py", "--instructions", "instructions.json", "--pack"],
+    "adapter": ["train_adapter.py", "--text", "domain.jsonl"],
+    "prefix": ["train_prefix.py", "--instructions", "instructions.json", "--pack"],
+    "reward": ["train_reward.py", "--pairs", "preferences.json"],
+    "dpo": ["train_dpo.py", "--pairs", "preferences.json"],
+    "prompt": ["train_prompt.py", "--text", "domain.jsonl"],
+    "classifier": ["train_classifier.py", "--labelled", "labelled.json", "--learn", "lora"],
+    "tagger": ["train_classifier.py", "--tagged", "tagged.json"],
+    "mlm": ["train_mlm.py", "--text", "domain.jsonl"],
 }
 
 
-def start(method: str, out: Path, *flags: str) -> subprocess.Popen:
-    program = [sys.executable, *METHODS[method], "--init-from", str(BUILTIN / "base"), *SIZE, *LENGTH]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [*program, "--out", str(out), *flags],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(method: str, data: Path, out: Path, *flags: str) -> Process:
+    script, kind, file, *own = METHODS[method]
+    given = (kind, data / file, *own, "--init-from", data / "base", *SIZE, *LENGTH)
+    return Process(ROOT / script, *given, "--out", out, *flags)
 
 
-def finish(process: subprocess.Popen) -> None:
-    _, said = process.communicate()
+def finish(process: Process) -> None:
+    said = process.communicate()[1]
     if process.returncode:
         raise SystemExit(f"a run failed: {said}")
 
 
-def kill_after(process: subprocess.Popen, seconds: float) -> bool:
+def kill_after(process: Process, seconds: float) -> bool:
     """SIGKILL so long after the run has begun to train. False if it ended before."""
-    for line in process.stdout:
-        if "parameters learn" in line:
-            break
+    process.wait_for("parameters learn")
     time.sleep(seconds)
-    ended = process.poll() is not None
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
-    return not ended
+    return process.returncode == -signal.SIGKILL
 
 
 def sha256(path: Path) -> str:
@@ -83,16 +72,15 @@ def outcome(run: Path) -> dict[str, object]:
     return {"metrics": [row[:-1] for row in rows]} | {str(path.relative_to(run)): sha256(path) for path in files}
 
 
-def main(times: int, seed: int, methods: list[str]) -> int:
-    """Returns how many of the runs ended otherwise than the one that was not killed."""
+def main(times: int, seed: int, methods: list[str], data: Path = ROOT / "data" / "builtin") -> int:
+    """Returns how many of the runs ended otherwise than the one that was not killed. data: a folder with a base and
+    files to learn from."""
     rng, folder, wrong = random.Random(seed), Path(tempfile.mkdtemp(prefix="finetuning-kill-")), 0
     expected, seconds = {}, {}
     for method in methods:
-        process = start(method, folder / method)
-        for line in process.stdout:
-            if "parameters learn" in line:
-                began = time.perf_counter()
-                break
+        process = start(method, data, folder / method)
+        process.wait_for("parameters learn")
+        began = time.perf_counter()
         finish(process)
         seconds[method], expected[method] = time.perf_counter() - began, outcome(folder / method)
     for number in range(times):
@@ -100,13 +88,13 @@ def main(times: int, seed: int, methods: list[str]) -> int:
         every, moments, flags = str(rng.choice([1, 2, 5])), [], []
         while rng.random() < (0.3 if moments else 1):
             moment = rng.uniform(0, 0.95 * seconds[method])
-            if not kill_after(start(method, out, "--save-every", every, *flags), moment):
+            if not kill_after(start(method, data, out, "--save-every", every, *flags), moment):
                 break
             saved = (out / "last.pt").exists()
             moments.append(f"{moment:.2f} s{'' if saved else ' (nothing saved yet)'}")
             flags = ["--resume"] if (out / "config.json").exists() else []
         if not (out / "sample.txt").exists():
-            finish(start(method, out, "--save-every", every, *flags))
+            finish(start(method, data, out, "--save-every", every, *flags))
         found = outcome(out)
         names = found.keys() | expected[method].keys()
         differing = [name for name in sorted(names) if found.get(name) != expected[method].get(name)]

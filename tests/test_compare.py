@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -28,12 +29,21 @@ METHODS = [
 
 
 @pytest.fixture(scope="module")
-def comparison(folder):
-    out = folder / "compare"
-    sizes = {"domain_steps": 72, "steps": 216, "batch_size": 8}  # of which --quick takes 12 and 18
+def comparison(folder, builtin):
+    """With few of the base's texts, of the instructions and of the questions, but all of three tasks never trained."""
+    out, read = folder / "compare", lambda name: json.loads(Path(f"data/builtin/{name}.json").read_text("utf-8"))
+    never = sorted((one for one in read("questions") if one["split"] == "tasks"), key=lambda one: one["task"])
+    questions = never[:96] + [one for one in read("questions") if one["split"] != "tasks"][::3]
+    files = {"text": str(builtin / "base.jsonl")}
+    for name, few in (("instructions", read("instructions")[::4]), ("questions", questions)):
+        files[name] = str(folder / f"few-{name}.json")
+        Path(files[name]).write_text(json.dumps(few))
+    sizes = {"domain_steps": 36, "steps": 216, "batch_size": 4}  # of which --quick takes 6 and 18
+    config = compare.Config(quick=True, out=str(out), device="cpu", **files, **sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))  # test_faults.py has the real one
-        return compare.main(compare.Config(quick=True, out=str(out), device="cpu", **sizes)), out
+        patch.setattr(in_context, "N_ASKED", 16)
+        return compare.main(config), out
 
 
 @pytest.fixture
@@ -90,7 +100,7 @@ def test_curves_start_at_the_base_and_end_at_the_row_of_the_table(evidence):
     for method, curves in evidence["forgetting"].items():
         assert len(curves) == 2 and curves[0]["rate"] > 2 * curves[1]["rate"]
         for curve in curves:
-            assert [steps for steps, _, _ in curve["points"]] == [0, 3, 6, 12]
+            assert [steps for steps, _, _ in curve["points"]] == [0, 1, 3, 6]
             assert curve["points"][0][1:] == [evidence["rows"]["base"][key] for key in nll]
         assert curves[0]["points"][-1][1:] == [evidence["rows"][method][key] for key in nll]
 
@@ -99,7 +109,7 @@ def test_models_of_few_and_of_many_tasks_have_read_as_many_records(comparison, e
     points = evidence["number_of_tasks"]
     assert [point["tasks"] for point in points] == [2, 5, 10, 23]
     for point in points:
-        assert 590 < point["records"] <= 600 and len(point["draws"]) == in_context.DRAWS
+        assert 110 < point["records"] <= 122 and len(point["draws"]) == in_context.DRAWS
         for number, draw in enumerate(point["draws"]):
             file = comparison[1] / "seed-0" / f"lora-sft-{point['tasks']}-tasks-{number}.json"
             records = json.loads(file.read_text())

@@ -13,14 +13,15 @@ from experiment.verdicts import FAILS, HOLDS
 
 
 @pytest.fixture(scope="module")
-def comparison(folder):
-    out = folder / "preference"
+def comparison(folder, builtin):
+    out, sizes = folder / "preference", {"steps": 24, "pair_steps": 24, "answer_steps": 24, "batch_size": 2}
+    names = {"text": "base.jsonl", "domain": "domain.jsonl", "pairs": "preferences.json"}
+    plain = ("instructions", "questions", "styled")
+    files = {name: str(builtin / names.get(name, f"{name}.json")) for name in (*names, *plain)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))
         patch.setattr(preference, "LONGEST", 8)
-        config = compare.Config(
-            only="preference", quick=True, out=str(out), device="cpu", steps=24, pair_steps=24, answer_steps=24
-        )
+        config = compare.Config(only="preference", quick=True, out=str(out), device="cpu", **sizes, **files)
         return compare.main(config), out
 
 
@@ -33,12 +34,12 @@ def test_each_method_is_a_row_that_says_what_it_can(comparison):
     assert (comparison[1] / "results.md").read_text().startswith("|")
 
 
-def test_all_begin_with_one_sft_model_and_learn_from_the_same_prompts(comparison):
+def test_all_begin_with_one_sft_model_and_learn_from_the_same_prompts(comparison, builtin):
     settings = {file.parent.name: json.loads(file.read_text()) for file in comparison[1].glob("seed-0/*/config.json")}
     after = {name: one for name, one in settings.items() if name != "sft"}
     assert len(after) == len(METHODS) - 1
     assert {one["init_from"] for one in after.values()} == {str(comparison[1] / "seed-0" / "sft")}
-    assert {one.get("pairs", one.get("instructions")) for one in after.values()} == {compare.Config.pairs}
+    assert {one.get("pairs", one.get("instructions")) for one in after.values()} == {str(builtin / "preferences.json")}
     assert len({(one["seed"], one["steps"], one["batch_size"]) for one in after.values()}) == 1
     with_kl, without = settings["rlhf-fast"], settings["rlhf-fast-without-kl"]
     assert {name for name in with_kl if with_kl[name] != without[name]} == {"beta", "out"}, "a control differs in one"

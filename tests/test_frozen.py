@@ -14,11 +14,14 @@ METHODS = ["base", "SFT", "LoRA-SFT", "adapter-SFT", "prefix-SFT", "prompt-SFT"]
 
 
 @pytest.fixture(scope="module")
-def comparison(folder):
+def comparison(folder, builtin):
     out = folder / "peft"
+    names = {"text": "base.jsonl", "domain": "domain.jsonl"}
+    files = {name: str(builtin / names.get(name, f"{name}.json")) for name in (*names, "instructions", "questions")}
+    config = compare.Config(only="peft", quick=True, out=str(out), device="cpu", steps=24, batch_size=2, **files)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))
-        return compare.main(compare.Config(only="peft", quick=True, out=str(out), device="cpu", steps=48)), out
+        return compare.main(config), out
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import re
-import subprocess
 import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,8 +35,8 @@ from run import device, plan, show
 from run.device import cpu_bf16_units
 from run.memory import Run
 from store.checkpoint import save_model
+from tests.process import Process
 
-ROOT = Path(__file__).parent.parent
 SHAPE = GPTConfig(vocab_size=2048, block_size=128, n_layer=4, n_head=4, n_embd=256)
 T = SHAPE.block_size
 SCRIPTS = {
@@ -288,10 +286,10 @@ def test_memory_that_runs_out_names_a_command_that_says_what_would_fit(script, w
     own = {"train_adapter": "--mlp-only ", "train_prompt": "--length 8 --block-size 120 "}.get(script, "")
     own = "--learn last-3 " if script == "train_classifier" else own
     flags = f"{data.format(world)} --init-from {world}/base --out {tmp_path}/run {own}--batch-size 256 --device cpu"
-    command = [sys.executable, "-c", LIMITED.format(script=script), *flags.split()]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
-    advised = re.search("out of memory: `python -m run.plan (.+)` says what it needs", done.stderr)[1]
+    done = Process("-c", LIMITED.format(script=script), *flags.split())
+    error = done.communicate()[1]
+    assert done.returncode == 2 and "Traceback" not in error and len(error.splitlines()) == 1
+    advised = re.search("out of memory: `python -m run.plan (.+)` says what it needs", error)[1]
     assert f"{own}--batch-size 256" in advised
     said = say([*advised.split(), "--memory", "400MB"], monkeypatch, capsys).out
     rows = {"train_dpo": 512, "train_rlhf": 1024}.get(script, 256)

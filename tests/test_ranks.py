@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +21,12 @@ from store.checkpoint import load_run
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
-
 SCRIPTS = {
-    "pretrain": "train_pretrain", "sft": "train_sft", "lora": "train_lora", "lora_sft": "train_lora",
+    "pretrain": "train_pretrain", "sft": "train_sft", "lora": "train_lora",
     "reward": "train_reward", "dpo": "train_dpo", "rlhf": "train_rlhf",
     "sft_fp16": "train_sft", "adapter": "train_adapter", "prefix_sft": "train_prefix", "prompt": "train_prompt",
     "classifier": "train_classifier", "tagger": "train_classifier", "mlm": "train_mlm",
 }  # fmt: skip
-
 
 COMPARE = ("reward", "dpo", "rlhf")
 
@@ -55,7 +52,7 @@ MORE = {
 
 
 def settings(method, base, files):
-    """20 steps of unequal rows, an odd number of them; pretraining has a row a micro-batch, so one rank gets none."""
+    """8 steps of unequal rows, an odd number of them; pretraining has a row a micro-batch, so one rank gets none."""
     kind = KINDS.get(method, "instructions" if "sft" in method else "text")
     data = {kind: files[kind]} | MORE.get(method, {})
     rows = {
@@ -64,28 +61,64 @@ def settings(method, base, files):
         "micro_batches": 2,
     }
     rows["precision"] = "fp16" if "fp16" in method else "fp32"
-    return {**data, **rows, "init_from": base, "steps": 20, "eval_every": 10, "learning_rate": 3e-3, "device": "cpu"}
+    return {**data, **rows, "init_from": base, "steps": 8, "eval_every": 4, "learning_rate": 3e-3, "device": "cpu"}
+
+
+RESUMED = [("sft", "fsdp", 2), ("lora", "ddp", 2), ("pretrain", "fsdp", 1), ("prompt", "fsdp", 2), ("mlm", "ddp", 2)]
+PROGRAM = """
+import importlib, sys, torch
+from pathlib import Path
+from run.session import Session
+
+folder, log, place = Path(sys.argv[1]), Session.log, Session.place
+
+def fails(session, step, *args):
+    return log(session, step, *args) if step < 6 or session.config.resume else 1 / 0
+
+def placed(session, model):
+    place(session, model)
+    (folder / f"drawn-{session.rank}").write_text(str(torch.rand(())))
+
+def train(method, ranks, out, **more):
+    script = importlib.import_module(SCRIPTS[method])
+    script.main(script.Config(out=str(folder / out / method), shard=ranks == "fsdp", **SETTINGS[method] | more))
+
+for ranks in ("ddp", "fsdp"):
+    for method in SCRIPTS:
+        train(method, ranks, ranks)
+Session.log = fails
+for method, ranks, then in RESUMED:
+    try:
+        train(method, ranks, "failed", save_every=4)
+    except ZeroDivisionError:
+        print("failed in step 7")
+    if then == 2:
+        train(method, ranks, "failed", save_every=4, resume=True)
+Session.log, Session.place = log, placed
+train("pretrain", "ddp", "drawn", steps=1)
+Session.place, compiled = place, torch.compile
+torch.compile = lambda forward, **how: compiled(forward, backend="eager")  # traced, and not made C++ of
+train("pretrain", "fsdp", "compiled", steps=2, compile=True)
+"""
 
 
 @pytest.fixture(scope="module")
 def runs(settings_of, tmp_path_factory):
-    """Run folders by number of ranks, way of sharing and method: each method in one process and, twice, in two."""
+    """Run folders by number of ranks, way of sharing and method: each method in one process and, twice, in two; and
+    those that failed in two."""
     folder = tmp_path_factory.mktemp("ranks")
     settings = {method: settings_of(method) for method in SCRIPTS}
-    program = folder / "program.py"
-    program.write_text(
-        "import importlib, sys\n"
-        f"for method, script in {SCRIPTS!r}.items():\n"
-        "    script, out = importlib.import_module(script), f'{sys.argv[1]}/{method}'\n"
-        f"    script.main(script.Config(out=out, shard='fsdp' in out, **{settings!r}[method]))\n"
-    )
-    for ranks in ("ddp", "fsdp"):
-        done = torchrun(program, folder / ranks)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("parameters learn") == len(SCRIPTS), "rank 0 alone prints"
-    subprocess.run(
-        [sys.executable, program, folder / "one"], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    (folder / "program.py").write_text(f"{SCRIPTS = }\n{RESUMED = }\nSETTINGS = {settings!r}\n{PROGRAM}")
+    done = torchrun(folder / "program.py", folder)
+    assert done.returncode == 0, done.stderr
+    goes_on = sum(then == 2 for _, _, then in RESUMED)
+    trained = 2 * len(SCRIPTS) + len(RESUMED) + goes_on + 2
+    assert done.stdout.count("parameters learn") == trained, "rank 0 alone prints"
+    assert done.stdout.count("failed in step 7") == len(RESUMED)
+    assert done.stdout.count("goes on after step 4") == goes_on
+    for method, script in SCRIPTS.items():
+        script = importlib.import_module(script)
+        script.main(script.Config(out=str(folder / "one" / method), **settings[method]))
     return folder
 
 
@@ -97,7 +130,7 @@ def test_two_ranks_are_one_process(runs, method, ranks):
     error = 1000 if "fp16" in method else 1  # times as large: its products are rounded to 11 bits
     for column in ("loss", "grad_norm", "graded_tokens"):
         expected, found = (np.array(metrics(run, column), float) for run in (one, two))
-        assert len(found) == 20
+        assert len(found) == 8
         # the losses where responses are compared come near 0, and their gradients with them
         rtol, atol = (
             (1e-6, 2e-6 * (method in COMPARE)) if column == "loss" else (1e-3 if method in COMPARE else 1e-4, 0)
@@ -125,32 +158,15 @@ def test_what_several_ranks_wrote_is_one_run_and_loads_in_one_process(runs, meth
     load_run("" if beside else str(run), str(run) if beside else "", torch.device("cpu"))
 
 
-@pytest.mark.parametrize(
-    "method, ranks, then",
-    [("sft", "fsdp", 2), ("lora", "ddp", 2), ("pretrain", "fsdp", 1), ("prompt", "fsdp", 2), ("mlm", "ddp", 2)],
-)
-def test_two_ranks_are_resumed_by_as_many_or_by_one(runs, method, ranks, then, settings_of, tmp_path):
-    """It fails after 14 steps, saved after 10."""
-    settings = settings_of(method) | {"out": str(tmp_path / "run"), "save_every": 10}
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"import sys, {SCRIPTS[method]} as script\n"
-        "log = script.Session.log\n"
-        "def fails(session, step, *args):\n"
-        "    return log(session, step, *args) if step < 14 or session.config.resume else 1 / 0\n"
-        "script.Session.log = fails\n"
-        "how = {'resume': 'resume' in sys.argv, 'shard': 'fsdp' in sys.argv}\n"
-        f"script.main(script.Config(**how, **{settings!r}))\n"
-    )
-    assert "ZeroDivisionError" in torchrun(program, ranks).stderr
-    if then == 2:
-        done = torchrun(program, ranks, "resume")
-        assert done.returncode == 0 and "goes on after step 10" in done.stdout, done.stderr
-    else:
+@pytest.mark.parametrize("method, ranks, then", RESUMED)
+def test_two_ranks_are_resumed_by_as_many_or_by_one(runs, method, ranks, then, settings_of):
+    """They fail after 6 steps, saved after 4."""
+    run = runs / "failed" / method
+    if then == 1:
         script = importlib.import_module(SCRIPTS[method])
-        script.main(script.Config(**settings, resume=True))
+        script.main(script.Config(**settings_of(method), out=str(run), save_every=4, resume=True))
     for column in ("step", "loss", "grad_norm"):
-        expected, found = (np.array(metrics(run, column), float) for run in (runs / "one" / method, tmp_path / "run"))
+        expected, found = (np.array(metrics(run, column), float) for run in (runs / "one" / method, run))
         np.testing.assert_allclose(found, expected, rtol=1e-4 if column == "grad_norm" else 1e-5)
 
 
@@ -170,31 +186,14 @@ def test_ranks_see_disjoint_rows_that_are_the_batch(text):
             assert sorted(found) == rows
 
 
-def test_dropout_differs_from_rank_to_rank(base, text, tmp_path):
+def test_dropout_differs_from_rank_to_rank(runs):
     """Else rows of two ranks would lose the same channels."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys, torch, train_pretrain as script\n"
-        "from run.session import Session\n"
-        "begin = Session.place\n"
-        "def drawn(session, *args):\n"
-        "    begin(session, *args)\n"
-        "    open(f'{sys.argv[1]}/{session.rank}', 'w').write(str(torch.rand(())))\n"
-        "Session.place = drawn\n"
-        f"script.main(script.Config(text={text!r}, init_from={base!r}, out=sys.argv[1] + '/own', steps=1))\n"
-    )
-    done = torchrun(program, tmp_path, ranks=3)
-    assert done.returncode == 0, done.stderr
-    assert len({(tmp_path / rank).read_text() for rank in "012"}) == 3
+    assert (runs / "drawn-0").read_text() != (runs / "drawn-1").read_text()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
-def test_compiled_and_sharded_blocks_can_still_write_a_sample(base, text, tmp_path):
+def test_compiled_and_sharded_blocks_can_still_write_a_sample(runs):
     """A block with a cache is neither compiled nor deprived of its weights."""
-    flags = ["--text", text, "--init-from", base, "--steps", 2, "--block-size", 32, "--device", "cpu"]
-    done = torchrun("train_pretrain.py", *flags, "--compile", "--shard", "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "model.pt").exists()
+    assert (runs / "compiled" / "pretrain" / "sample.txt").read_text()
 
 
 def test_a_mistake_of_all_ranks_ends_them_all(text, base, tmp_path):

@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 import cli
 from model.gpt import CausalSelfAttention
 from run.session import Session
+from tests.process import Process
 
 ROOT = Path(__file__).parent.parent
 ENTRIES = json.loads((ROOT / ".vscode" / "launch.json").read_text(encoding="utf-8"))["configurations"]
@@ -30,7 +30,9 @@ def test_each_entry_runs_on_tensors_that_fit_the_screen(entry, tmp_path, monkeyp
     here = [str(tmp_path / part) if part.startswith("runs/") else part for part in entry["args"]]
     for task in before[1:]:
         args = [str(tmp_path / part) if part.startswith("runs/") else part for part in task["args"]]
-        subprocess.run([sys.executable, *args], cwd=ROOT, check=True, capture_output=True)
+        done = Process(*args)
+        done.wait()
+        assert done.returncode == 0, done.stderr.read()
     script = importlib.import_module(Path(entry["program"]).stem)
     seen, place = [], Session.place
     monkeypatch.setattr(Session, "place", lambda session, model: seen.append(model) or place(session, model))

@@ -16,12 +16,14 @@ WHO = ["frozen head", "last block", "LoRA + head", "all", "random weights", "enc
 
 
 @pytest.fixture(scope="module")
-def comparison(folder):
+def comparison(folder, builtin):
     out, encoder = folder / "task", folder / "encoder"
     short = {"block_size": 64, "batch_size": 2, "held_out": 0.001, "device": "cpu"}
-    text = "data/builtin/domain.jsonl"
+    text = str(builtin / "domain.jsonl")
     train_mlm.main(train_mlm.Config(text=text, init_from="data/builtin/base", out=str(encoder), steps=1, **short))
-    config = compare.Config(only="task", quick=True, out=str(out), device="cpu", steps=36, encoder=str(encoder))
+    config = compare.Config(
+        only="task", quick=True, out=str(out), device="cpu", steps=12, batch_size=2, encoder=str(encoder)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))
         return compare.main(config), out

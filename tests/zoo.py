@@ -9,10 +9,12 @@ Mistakes are made in a copy of the project in a temporary folder, never here. te
 tests/symptoms.py measures what they do.
 """
 
+import compileall
 import contextlib
 import importlib.util
 import io
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -90,11 +92,13 @@ def made(bug: Bug | None, folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def workshop() -> Iterator[Path]:
     """A copy of the project, from which modules come inside the with block; what they leave behind goes with it."""
-    sys.dont_write_bytecode = True  # two versions of a file can have the same size and second, by which it is known
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they are read anew each time
+    sys.dont_write_bytecode = True  # two versions of a file can have the same size and second: known is what is in it
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
         tempfile.tempdir = str(Path(folder).resolve())
         copy = Path(tempfile.tempdir, "project")
         copy_project(copy)
+        compileall.compile_dir(copy, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
         os.chdir(copy)
         elsewhere = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tests", copy)]
         sys.path[:] = [str(copy), str(copy / "tests"), *elsewhere]
