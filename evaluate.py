@@ -31,7 +31,7 @@ from data.files import same_data
 from data.labelled import from_labelled
 from data.masked import Masked
 from data.pairs import SCORE, from_pairs, scored_pairs
-from model.generate import generate
+from model.generate import cannot_write, generate
 from model.gpt import GPT, evaluating
 from model.head import classes_of
 from model.prefix import longest_row
@@ -217,6 +217,8 @@ def judge_pairs(config: Config, model: GPT, how: Reading) -> str:
     pairs, reference = from_pairs(config.pairs, how)[1], None
     if config.reference:
         reference, other = load_run(config.reference, "", model.wte.weight.device)
+        if why := cannot_write(reference):
+            raise Mistake(f"--reference {config.reference} has no likelihood of a response: {why}")
         if other.name != how.tokenizer.name or longest_row(reference) < how.block_size:
             raise Mistake(f"--reference {config.reference} reads other tokens, or shorter rows, than {run}")
     return report(model, pairs, config.batch_size, reference)

@@ -14,6 +14,7 @@ from tiktoken import Encoding
 from torch import Tensor
 
 from cli import Mistake, check, command_line
+from data.pairs import SCORE
 from data.tokenizer import hugging_face_tokenizer
 from data.wordpiece import WordPiece, settings_of
 from model.bert import BERTConfig, built
@@ -97,6 +98,8 @@ def export_adapter(run: str, folder: str | Path, base: str = "") -> None:
     base = base or at_hand(learned["base"], run)
     model, _ = opened(run, base)  # to be sure that it is its base
     if others or learned["weights"].keys() & base_state_dict(model).keys():
+        if any(note["apply"] == "head" for note in learned["attached"]):
+            raise Mistake(f"{run} has learned a head too, which PEFT has no place for: --merge makes a plain run of it")
         more = f"{run} has learned more than one adapter, prefix or prompt"
         raise Mistake(f"{more}, which PEFT has no place for; python sample.py --adapter {run} reads it as it is")
     out = Path(folder).resolve()
@@ -124,7 +127,11 @@ def merge_run(run: str, folder: str | Path, base: str = "") -> None:
         attach(plain, beside)
     plain.load_state_dict(base_state_dict(model), assign=True)
     save_model(folder, plain, tokenizer)
-    print(f"{folder}: a plain run, {run} merged into its base; python sample.py --from {folder} talks to it")
+    classes = classes_of(beside)
+    use = f"python sample.py --from {folder} {'--classify tells classes' if classes else 'talks to it'}"
+    if classes == SCORE:
+        use = f"python evaluate.py --from {folder} --pairs FILE judges it"
+    print(f"{folder}: a plain run, {run} merged into its base; {use}")
 
 
 def write(folder: Path, weights: str, tensors: dict[str, Tensor], texts: dict[str, dict[str, Any]]) -> None:

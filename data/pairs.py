@@ -149,7 +149,7 @@ def scored_pairs(
     known: what the head of the model says already, if it has one. Raises Mistake if that is something else.
     """
     if known and known != SCORE:
-        raise Mistake(f"{path}: this model gives a class to each {known.each}, not a score: give another --init-from")
+        raise Mistake(f"{path}: this model gives a class to each {known.each}, not a score: name another run")
     train, judge = from_pairs(path, how, scored_example)
     for pair in (*train, *judge):
         for example in pair:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from cli import Mistake
 from model.gpt import GPT, evaluating, to_the_left
 from model.prefix import longest_row, prefix_length, prefix_of
 
@@ -97,6 +98,8 @@ def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator
     if top_k:
         logits[:, top_k:] = -math.inf
     probabilities = logits.softmax(-1)
+    if not probabilities.isfinite().all():
+        raise Mistake("the model's logits are infinite or NaN: its training diverged; try a lower --learning-rate")
     before = probabilities.cumsum(-1) - probabilities  # the share that likelier tokens hold
     before[:, 0] = -1  # the likeliest always stays
     probabilities[before >= top_p] = 0

@@ -54,7 +54,10 @@ def exact(tokenizer: tiktoken.Encoding) -> Reward:
 
 def scored(run: str, session: Session, tokenizer: tiktoken.Encoding) -> Reward:
     """The score that a reward model gives at the last token of an answer."""
-    opened = checkpoint.open_run(run)
+    try:
+        opened = checkpoint.open_run(run)
+    except Mistake as error:
+        raise Mistake(f"--reward is exact, or the run of a reward model: {error}") from error
     if opened.classes != SCORE:
         raise Mistake(f"--reward {run} is no reward model: it gives no score; train_reward.py makes one")
     if opened.tokenizer.name != tokenizer.name:

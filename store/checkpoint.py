@@ -128,17 +128,26 @@ def open_run(name: str | Path) -> Opened:
         tokenizer = hugging_face.tokenizer_of(folder, config)
     elif is_partly_learned(folder):
         learned = read_learned(folder)
+        refuse_if_damaged(learned["weights"], folder)
         base = at_hand(learned["base"], folder)
         return dataclasses.replace(open_run(base), name=folder, base=base, learned=learned)
     else:
         contents = checked.read(file_of(folder, "model.pt"), MODEL)
         config, weights, attached = config_in(contents, folder), contents["weights"], contents.get("attached", [])
         tokenizer = tokenizer_beside(folder, contents["tokenizer"], config)
+    refuse_if_damaged(weights, folder)
     if isinstance(config, BERTConfig):
         return Opened(folder, tokenizer, config, weights, attached)
     n_tokens = config.vocab_size if config.causal else config.vocab_size - 1  # an encoder's last is the mask
     tokenizer = tokenizers.fitted(tokenizer, n_tokens, folder)
     return Opened(folder, tokenizer if config.causal else with_mask(tokenizer), config, weights, attached)
+
+
+def refuse_if_damaged(weights: dict[str, Tensor], folder: str) -> None:
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            cause = "its training diverged, or the file is damaged"
+            raise Mistake(f"{folder} holds numbers that are infinite or NaN, in {name}: {cause}; take another run")
 
 
 def config_of(name: str) -> GPTConfig:

@@ -69,7 +69,11 @@ def head_of(name: str | Path, weights: dict[str, Tensor]) -> list[dict[str, Any]
         return []
     settings = _settings(folder_of(name), "config.json") or {}
     with _as_mistake(folder_of(name) / "config.json"):
-        names = [settings["id2label"][str(number)] for number in range(len(weights["head.weight"]))]
+        id2label = settings.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # transformers writes none of these
+        numbers = [str(number) for number in range(len(weights["head.weight"]))]
+        if unnamed := [number for number in numbers if number not in id2label]:
+            raise ValueError(f"id2label has no name for class {unnamed[0]}")
+        names = [id2label[number] for number in numbers]
         if len(set(names)) < len(names):
             raise ValueError("two classes have the same name in id2label")
         is_of_word = "TokenClassification" in settings["architectures"][0]

@@ -18,7 +18,7 @@ from data.masked import Masked
 from data.public import VOCABULARIES, WEIGHTS
 from data.wordpiece import SPECIAL, WordPiece, load_wordpiece
 from model.bert import BERT, BERTConfig
-from model.head import let_learn, new_head
+from model.head import Classes, let_learn, new_head
 from run.predict import predicted
 from run.session import Session
 from store import bert, checkpoint, hugging_face
@@ -333,7 +333,7 @@ def test_a_resumed_run_is_bit_equal_to_one_in_one_go(train, saved, tmp_path, mon
 def test_lora_beside_BERT_is_merged_and_exported(transformers, train, saved, labelled, tmp_path):
     _, folder = saved("BertForPreTraining")
     _, run = run_of(train, "classifier", folder, learn="lora", learning_rate=0.05)
-    with pytest.raises(Mistake, match="has learned more than one adapter"):
+    with pytest.raises(Mistake, match="has learned a head too"):
         exported(run, tmp_path / "no")
     export.main(export.Config(from_=str(run), out=str(tmp_path / "merged"), merge=True))
     out = exported(tmp_path / "merged", tmp_path / "out")
@@ -395,7 +395,7 @@ SETTINGS = [
     ({"type_vocab_size": 3}, "type_vocab_size is 3; only 2 is built here"),
     ({"num_hidden_layers": 3}, "it lacks encoder.layer.2.attention.self.query.weight"),
     ({"num_hidden_layers": 1}, "it has encoder.layer.1.attention.output.LayerNorm.bias, which is not built here"),
-    ({"id2label": {"0": "a"}}, "config.json cannot be used: '1'"),
+    ({"id2label": {"0": "a"}}, "config.json cannot be used: id2label has no name for class 1"),
     ({"id2label": {"0": "a", "1": "a", "2": "b"}}, "config.json cannot be used: two classes have the same name"),
     ({"hidden_size": 64, "intermediate_size": 256}, "does not fit its own config: .* in the model, .* in what was"),
     ({"vocab_size": 9}, f"it has {len(VOCABULARY)} tokens, and the model 9: they do not belong together"),
@@ -415,6 +415,17 @@ def test_a_folder_that_does_not_fit_is_one_sentence(saved):
     (folder / "vocab.txt").unlink()
     with pytest.raises(Mistake, match=r"lacks the vocab\.txt, or the tokenizer\.json, of its model"):
         open_run(folder)
+
+
+def test_two_classes_without_names_have_those_of_transformers(tmp_path, saved):
+    transformers = pytest.importorskip("transformers")
+    _, folder = saved("BertForSequenceClassification")
+    settings = {**json.loads((folder / "config.json").read_text()), "id2label": None, "label2id": None}
+    two = transformers.BertConfig(**{key: value for key, value in settings.items() if value is not None})
+    transformers.BertForSequenceClassification(two).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes((folder / "vocab.txt").read_bytes())
+    assert "id2label" not in json.loads((tmp_path / "config.json").read_text()), "it writes none"
+    assert open_run(tmp_path).classes == Classes(["LABEL_0", "LABEL_1"], "text")
 
 
 def test_a_head_that_is_not_tied_is_refused(saved):

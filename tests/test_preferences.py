@@ -25,7 +25,7 @@ from model.gpt import GPT
 from model.preference import leave_one_out, log_likelihood, preference_loss, row_means, row_sums
 from run import rollout
 from run.pairs import pair_accuracy, pair_margins, pair_scores, report
-from store import checkpoint
+from store import checked, checkpoint
 from store.checkpoint import Opened
 
 BYTES = load_tokenizer("bytes")
@@ -369,6 +369,28 @@ def test_what_does_not_go_together_is_one_sentence(train, reward_model, base, pa
         evaluate.main(evaluate.Config(from_=base, reference=base, instructions=pairs, device="cpu"))
     with pytest.raises(Mistake, match="predicts no classes"):
         sample.main(sample.Config(from_=reward_model, classify=True, prompt="a", device="cpu"))
+    for other, why in ((reward_model, "it predicts classes"), (str(train("mlm", steps=1)[1]), "it sees both sides")):
+        with pytest.raises(Mistake, match=f"--reference .* has no likelihood of a response: {why}"):
+            evaluate.main(evaluate.Config(from_=base, reference=other, pairs=pairs, device="cpu"))
+    with pytest.raises(Mistake, match="--reward is exact, or the run of a reward model: nowhere does not exist"):
+        train("rlhf", reward="nowhere")
+
+
+def test_a_training_that_diverges_ends_in_a_sentence(train, reward_model):
+    """Also where answers are drawn, before there is a loss."""
+    with pytest.raises(Mistake, match="try a lower --learning-rate"):
+        train("rlhf", learning_rate=1e30, steps=3, warmup=0.0)
+
+
+@pytest.mark.parametrize("method", ["sft", "lora_sft"])
+def test_a_run_of_numbers_that_are_none_is_not_begun_from(method, train, tmp_path):
+    run = train(method)[1]
+    path = run / ("model.pt" if method == "sft" else "learned.pt")
+    contents = torch.load(path, weights_only=False)
+    next(iter(contents["weights"].values())).view(-1)[0] = math.nan
+    checked.write(path, contents)
+    with pytest.raises(Mistake, match=r"holds numbers that are infinite or NaN, in .*: its training diverged"):
+        train("dpo", init_from=str(run))
 
 
 def stop_in(patch, module, name, n):
