@@ -57,6 +57,8 @@ def main(config: Config) -> None:
         raise Mistake(f"--device must be auto, cuda, mps or cpu, got {config.device!r}")
     if config.method in ("dpo", "rlhf") and config.learn not in ("all", "lora"):
         raise Mistake(f"--method {config.method} has --learn all or lora; of other adapters, plan from their run")
+    if config.method == "rlhf" and config.reward != "exact":
+        config_of(config.reward)  # raises a Mistake where there is none
     if config.shard and config.ranks == 1:
         raise Mistake("--shard splits a model over several processes: give their number, --ranks N")
     targets_of(config.targets)

@@ -359,6 +359,7 @@ MISTAKES = [
         ["--method", "dpo", "--learn", "head"],
         "--method dpo has --learn all or lora; of other adapters, plan from their run",
     ),
+    (["--method", "rlhf", "--reward", "nowhere"], "nowhere does not exist"),
     (
         ["--method", "classifier", "--learn", "most"],
         "--learn must be head, last-1 or another number of blocks, lora or all, got 'most'",
