@@ -359,7 +359,10 @@ MISTAKES = [
         ["--method", "dpo", "--learn", "head"],
         "--method dpo has --learn all or lora; of other adapters, plan from their run",
     ),
-    (["--method", "rlhf", "--reward", "nowhere"], "nowhere does not exist"),
+    (
+        ["--method", "rlhf", "--reward", "nowhere"],
+        "nowhere does not exist: name the folder of a run or of a model, or one like gpt2",
+    ),
     (
         ["--method", "classifier", "--learn", "most"],
         "--learn must be head, last-1 or another number of blocks, lora or all, got 'most'",
