@@ -24,12 +24,8 @@ class Config:
     init_from: str  # run or name of a model to start from: new_model.py writes a new one in a second
     method: str = "pretrain"  # pretrain, sft, lora, adapter, prefix, prompt, classifier, mlm, reward, dpo or rlhf
     memory: str = ""  # what there is, like 8GB (10^9 bytes each), 8GiB (2^30) or 4000MB; without it, this device's
-    graded: float = (
-        1.0  # share of the positions that are graded: 1 for a text, less for instructions; mlm's own is 0.15
-    )
-    learn: str = (
-        "all"  # of classifier and reward: head, last-K (K blocks too), lora or all; of dpo and rlhf: lora or all
-    )
+    graded: float = 1.0  # share of the positions that are graded: 1 for a text, less for instructions; of mlm 0.15
+    learn: str = "all"  # classifier, reward: head, last-K (K blocks too), lora or all; dpo, rlhf: lora or all
     classes: int = 2  # that a classifier tells apart
     r: int = 8  # LoRA's rank
     lora_dropout: float = 0.0  # share of x zeroed on the way to A while training
