@@ -8,13 +8,11 @@ compare: .venv/run
 	$(VENV) compare.py $(FLAGS)
 
 # a file of tests a core: what they share is made once; notebooks run without GPT-2 (548 MB), as they do offline
-PARALLEL := --numprocesses auto --dist loadfile
 test: .venv/dev
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -m mypy .
-	OMP_NUM_THREADS=1 $(VENV) -m pytest --quiet $(PARALLEL)
-	HF_ENDPOINT=http://127.0.0.1:9 OMP_NUM_THREADS=1 $(VENV) -m pytest --quiet $(PARALLEL) --nbmake --nbmake-timeout=300 notebooks
+	HF_ENDPOINT=http://127.0.0.1:9 OMP_NUM_THREADS=1 $(VENV) -m pytest --quiet --numprocesses auto --dist loadfile --nbmake --nbmake-timeout=300 tests notebooks
 
 # the base model of data/builtin, trained anew into runs/base: an hour and a half on two cores; called again, it goes on
 PRETRAIN = $(VENV) train_pretrain.py --block-size 256 --batch-size 8 --eval-every 1000 --save-minutes 5
