@@ -7,7 +7,7 @@ INSTALL := $(VENV) -m pip install --quiet --disable-pip-version-check -c constra
 compare: .venv/run
 	$(VENV) compare.py $(FLAGS)
 
-# a file of tests a core: what they share is made once; notebooks run without GPT-2 (548 MB), as they do offline
+# a file of tests a core: what they share is made once; the host of GPT-2 (548 MB) is away, as it is offline
 test: .venv/dev
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .

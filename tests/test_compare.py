@@ -42,7 +42,7 @@ def comparison(folder, builtin):
     config = compare.Config(quick=True, out=str(out), device="cpu", **files, **sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))  # test_faults.py has the real one
-        patch.setattr(in_context, "N_ASKED", 16)
+        patch.setattr(in_context, "N_ASKED", 8)
         return compare.main(config), out
 
 

@@ -102,7 +102,7 @@ train("pretrain", "ddp", "drawn", steps=1)
 Session.place, compiled = place, torch.compile
 torch.compile = lambda forward, **how: compiled(forward, backend="eager")  # traced, and not made C++ of
 train("pretrain", "fsdp", "compiled", steps=2, compile=True)
-print("all have trained")
+print("all have trained", flush=True)
 data = [SETTINGS["pretrain"][name] for name in ("text", "init_from")]
 sys.argv[1:] = ["--text", data[0], "--init-from", data[1], "--out", str(folder / "mistake"), "--steps", "0"]
 command_line(train_pretrain.main, train_pretrain.Config)
