@@ -31,7 +31,7 @@ torch.set_num_threads(1)  # bit-equal results need one thread
 
 
 def write_briefly(script):
-    """Lets a run of the script end in a sample of 8 tokens: its 64 take longer than the few steps before them."""
+    """Lets a run of the script end in a sample of 8 tokens: its 64 take as long as a few steps."""
     if hasattr(script, "generate"):
         script.generate = lambda *args, max_new_tokens, **how: generate(*args, max_new_tokens=8, **how)
 
