@@ -251,7 +251,8 @@ def methods_of_peft(config: Config, folder: Path, seed: int) -> list[Method]:
 def methods_of_task(config: Config, folder: Path, seed: int) -> list[Method]:
     """Who learns to tell classes: how much of a model, and which model; and SFT, which says them in words."""
     same = {"block_size": config.block_size, "device": config.device, "seed": seed, "eval_every": 200}
-    same |= {"steps": config.steps, "batch_size": 4 * config.batch_size}  # rows are short
+    same |= {"batch_size": 4 * config.batch_size}  # rows are short
+    steps = {task: {"steps": config.steps * tasks.TIMES.get(task, 1)} for task in tasks.TASKS}
     ways = {
         "frozen head": {"init_from": config.base, "learn": "head", "learning_rate": 1e-2},
         "last block": {"init_from": config.base, "learn": "last-1", "learning_rate": 2e-3},
@@ -261,13 +262,14 @@ def methods_of_task(config: Config, folder: Path, seed: int) -> list[Method]:
         "encoder": {"init_from": config.encoder, "learn": "all", "learning_rate": 1e-3},
     }
     methods: list[tuple[str, Any, dict[str, Any]]] = [
-        (f"{who}, {task}", train_classifier, {**same, **how, kind: f"{config.classes}/{file}.json"})
+        (f"{who}, {task}", train_classifier, {**same, **how, **steps[task], kind: f"{config.classes}/{file}.json"})
         for who, how in ways.items()
         for task, (kind, file) in tasks.TASKS.items()
     ]
     words = {**same, "init_from": config.base, "learning_rate": config.sft_learning_rate}
     for task in tasks.ASKED:
-        methods.append((f"SFT in words, {task}", train_sft, {**words, "instructions": str(folder / f"{task}.json")}))
+        asked = {"instructions": str(folder / f"{task}.json"), **steps[task]}
+        methods.append((f"SFT in words, {task}", train_sft, {**words, **asked}))
     return in_folders(methods, folder)
 
 
