@@ -186,6 +186,7 @@ MISTAKES = [
     ("sample", "--adapter {base} --prompt sea", "is not a run with learned.pt; it holds model.pt"),
     ("sample", "--from {base} --prompt a --instruction b", "give either --prompt or --instruction"),
     ("sample", "--from {base} --ask me", "--ask must be prompt, instruction or chat, got 'me'"),
+    ("sample", "--page --classify", "give one of the two"),
     ("tokenizer", "--text {text} --out {tmp}/t --vocab-size 9", "at least 256 tokens, got --vocab-size 9"),
 ]
 
