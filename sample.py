@@ -55,7 +55,7 @@ class Config:
 def main(config: Config) -> None:
     device = choose_device(check(config).device)
     if config.page and config.classify:
-        raise Mistake("--page is of models that write, and --classify of others: give one of the two")
+        raise Mistake("--page is for models that write, --classify for classifiers: give one of the two")
     if config.page:
         return talk.serve([config.from_, *split(config.adapter)], config, device)
     model, tokenizer = load_run(config.from_, config.adapter, device)

@@ -57,7 +57,7 @@ def _labelled(where: Where, record: Any) -> Record:
     # white space at its ends tells nothing; but the last token would be made of it
     pieces = [text_of(where, record, key).strip() for key in ("text", "second") if record.get(key) is not None]
     if not all(pieces):
-        raise BadRecord(f"{where} has an empty text, in which there is no last token to be graded")
+        raise BadRecord(f"{where} has an empty text, in which there is no last token to be graded: leave it out")
     return Record(pieces, [_name(where, "label", record["label"])])
 
 
@@ -66,7 +66,9 @@ def _tagged(where: Where, record: Any) -> Record:
         raise BadRecord(f"{where} must be an object with words and tags, not {type(record).__name__}")
     refuse_missing(where, record, ("words", "tags"))
     words, tags = (_list(where, key, record[key]) for key in ("words", "tags"))
-    if len(words) != len(tags) or not words:
+    if not words:
+        raise BadRecord(f"{where} has no words: give it some, or leave it out")
+    if len(words) != len(tags):
         raise BadRecord(f"{where} has {len(words)} words and {len(tags)} tags: it must have a tag for each word")
     words = [text_of(where, {"words": word}, "words") for word in words]
     if not all(word.strip() for word in words):
@@ -180,7 +182,7 @@ def from_labelled(
     if unknown := sorted({label for record in records for label in record.labels} - set(names)):
         raise Mistake(f"{path} has the label {unknown[0]!r}, {never_seen(names, known is not None)}")
     if len(names) == 1:
-        raise Mistake(f"{path} has one class only, {names[0]!r}: there is nothing to tell apart")
+        raise Mistake(f"{path} has one class only, {names[0]!r}: there is nothing to tell apart; add texts of another")
 
     classes = Classes(names, each)
     (train, n_cut), (judge, n_cut_of_judge) = (examples_of(part, classes, how) for part in parts)

@@ -39,7 +39,7 @@ ASKED = {  # the same questions in words, for SFT
     "lists": "Say which group most of the words are in.",
     "pairs": "Say if the words are opposites, of one group or neither.",
 }
-TIMES = {"pairs": 2}  # as many steps; others: once. No text of the base says what two words are to each other
+TIMES = {"pairs": 2}  # as many steps; others: once. The base's text asks of no two words what they are to each other
 SPLITS = ("seen", "unseen")
 ROLES = ("giver", "taker")
 HELD_OUT = 0.1  # of the file to learn from, to judge by on seen words

@@ -75,7 +75,7 @@ def test_each_method_learns_what_it_is_for(comparison):
     base = rows["base"]
     for method in ("continued pretraining", "LoRA on the domain"):
         assert rows[method]["domain_nll"] < base["domain_nll"] - 0.2
-    for method, share in {"SFT": 0.5, "LoRA-SFT": 0.5, "SFT, prompt graded": 0.8}.items():  # it learns prompts, too
+    for method, share in {"SFT": 0.5, "LoRA-SFT": 0.5, "SFT, prompt graded": 0.8}.items():  # prompts first
         assert rows[method]["response_nll"] < share * base["response_nll"]
     assert rows["LoRA-SFT"]["trainable"] == rows["LoRA on the domain"]["trainable"] < 0.07 * base["total"]
 

@@ -392,7 +392,7 @@ BAD = [
         [{"words": "a b", "tags": "N"}],
         "a.json: record 1 has 2 words and 1 tags: it must have a tag",
     ),
-    ("tagged", "a.json", [{"words": [], "tags": []}], "a.json: record 1 has 0 words and 0 tags"),
+    ("tagged", "a.json", [{"words": [], "tags": []}], "a.json: record 1 has no words"),
     ("tagged", "a.json", [{"words": ["a", ""], "tags": ["N", "V"]}], "a.json: record 1 has an empty word"),
     ("tagged", "a.json", [{"words": 7, "tags": "N"}], 'record 1: "words" is 7, expected a list, or a text with spaces'),
     ("tagged", "a.json", [{"words": ["a", "b"], "tags": ["N", "N"]}] * 9, "a.json has one class only, 'N'"),

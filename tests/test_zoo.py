@@ -41,8 +41,8 @@ def test_a_line_that_has_changed_since_is_told(tmp_path):
 
 @pytest.fixture(scope="module")
 def verdicts():
-    """What `check` says of each mistake, in a process of its own: it imports the modules over and over. That the tests
-    pass without it, they show themselves."""
+    """What `check` says of each mistake, in a process of its own: it imports the modules over and over. The tests
+    that it names are run without a mistake where they stand."""
     check = "from tests import zoo; zoo.check(zoo.BUGS, without=False)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=zoo.ROOT)
     assert not done.stderr, done.stderr
