@@ -38,7 +38,7 @@ def comparison(folder, builtin):
     for name, few in (("instructions", read("instructions")[::4]), ("questions", questions)):
         files[name] = str(folder / f"few-{name}.json")
         Path(files[name]).write_text(json.dumps(few))
-    sizes = {"domain_steps": 36, "steps": 216, "batch_size": 2}  # of which --quick takes 6 and 18
+    sizes = {"domain_steps": 36, "steps": 216, "batch_size": 4}  # of which --quick takes 6 and 18
     config = compare.Config(quick=True, out=str(out), device="cpu", **files, **sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))  # test_faults.py has the real one
@@ -75,8 +75,8 @@ def test_each_method_learns_what_it_is_for(comparison):
     base = rows["base"]
     for method in ("continued pretraining", "LoRA on the domain"):
         assert rows[method]["domain_nll"] < base["domain_nll"] - 0.2
-    for method, share in {"SFT": 0.5, "LoRA-SFT": 0.5, "SFT, prompt graded": 0.8}.items():  # prompts first
-        assert rows[method]["response_nll"] < share * base["response_nll"]
+    for method in ("SFT", "LoRA-SFT", "SFT, prompt graded"):
+        assert rows[method]["response_nll"] < 0.5 * base["response_nll"]
     assert rows["LoRA-SFT"]["trainable"] == rows["LoRA on the domain"]["trainable"] < 0.07 * base["total"]
 
 
