@@ -19,10 +19,10 @@ PRETRAIN = $(VENV) train_pretrain.py --block-size 256 --batch-size 8 --eval-ever
 RESUME = $(if $(wildcard runs/$(1)/config.json),--resume)
 base: .venv/run
 	test -e runs/world-1 || $(VENV) -m world --out runs/world-1 --documents 450000 --seed 1 --mixture first
-	test -e runs/world-2 || $(VENV) -m world --out runs/world-2 --documents 170000 --seed 2 --mixture last
+	test -e runs/world-2 || $(VENV) -m world --out runs/world-2 --documents 280000 --seed 2 --mixture last
 	test -e runs/base-0 || $(VENV) new_model.py --tokenizer data/builtin/tokenizer.tiktoken --block-size 256 --out runs/base-0
 	test -e runs/base-1/sample.txt || $(PRETRAIN) --text runs/world-1/base.jsonl --init-from runs/base-0 --steps 32000 --out runs/base-1 $(call RESUME,base-1)
-	$(PRETRAIN) --text runs/world-2/base.jsonl --init-from runs/base-1 --steps 10000 --learning-rate 1e-3 --out runs/base $(call RESUME,base)
+	$(PRETRAIN) --text runs/world-2/base.jsonl --init-from runs/base-1 --steps 15000 --learning-rate 1e-3 --out runs/base $(call RESUME,base)
 
 # the encoder of data/builtin, trained anew into runs/encoder: the base learns to tell masked tokens from both sides; ten
 # minutes on two cores; called again, it goes on

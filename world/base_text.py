@@ -6,7 +6,7 @@ from itertools import pairwise
 from random import Random
 
 from world.domain import land_log
-from world.drills import drill, silent_drill
+from world.drills import drill, drill_later, silent_drill
 from world.questions import (
     ALL_WORDS,
     GROUP_OF,
@@ -23,7 +23,10 @@ from world.words import COLOURS, NAMES, PLACES, THINGS
 
 TALK = (("Child:", "Teacher:"), ("Guest:", "Host:"))
 OFTEN = {"yes or no": 4, "who has it": 2, "colour": 2, "place of a thing": 2, "place of a person": 2}  # others: once
-OFTEN_LATER = {**OFTEN, "yes or no": 6, "place of a person": 3, "who has a colour": 4, "who is there": 4}
+OFTEN_LATER = {
+    **OFTEN, "who has it": 3, "place of a thing": 4, "who has a colour": 4, "who is there": 5,
+    "in the list": 4, "replace": 4, "keep": 4, "keep the rigging": 4, "before": 5,
+}  # fmt: skip
 MIXTURES = ("first", "last")  # the end of pretraining has more in which all is looked up
 
 
@@ -106,22 +109,35 @@ def all_asked(rng: Random, by_key: tuple[int, ...], by_task: dict[str, int]) -> 
     if rng.random() < 0.55:
         keys = rng.choices(("thing", "who", "colour", "place", "yes or no"), by_key, k=rng.randint(2, 4))
         return " In short: ".join([f"### Story: {text}", *(summary(rng, rows, key) for key in keys)])
+    return f"### Story: {text} {several_asked(rng, 'story', by_task, lambda task: story_question(rng, task, rows))}"
+
+
+def several_asked(
+    rng: Random, kind: str, by_task: dict[str, int], question_about: Callable[[str], Question | None]
+) -> str:
     (asks, answers), said = rng.choice(TALK), []
-    tasks = [task for task in TASKS if task.kind == "story"]
+    tasks = [task for task in TASKS if task.kind == kind]
     for task in rng.choices(tasks, [by_task.get(task.name, 1) for task in tasks], k=rng.randint(4, 6)):
-        if question := story_question(rng, task.name, rows):
+        if question := question_about(task.name):
             said.append(f"{asks} {asked(rng, task, question)} {answers} {question.output}.")
-    return f"### Story: {text} {' '.join(said)}"
+    return " ".join(said)
 
 
-def list_summed_up(rng: Random) -> str:
-    """A list and its words by group, by what comes after or before each, or as which are in it and which are not.
+def list_asked_out(rng: Random) -> str:
+    """A list of which nearly all is asked back: by group, by what comes after or before each word, or by which words
+    are in it and which are not; or by several questions.
 
-    >>> print(list_summed_up(Random(2)))
-    ### List: bee List Title lion. By groups: animals: bee lion. headings: List Title.
+    >>> print(list_asked_out(Random(2)))
     """
     words = word_list(rng, list)
-    how = rng.choice(("groups", "after", "before", "yes or no"))
+    text = f"### List: {' '.join(words)}."
+    if rng.random() < 0.5:
+        hows = rng.choices(("groups", "after", "before", "yes or no"), (2, 1, 3, 3), k=rng.randint(1, 3))
+        return " ".join([text, *(f"By {how}: {list_summary(rng, words, how)}" for how in hows)])
+    return f"{text} {several_asked(rng, 'list', OFTEN_LATER, lambda task: list_question(rng, task, words, list))}"
+
+
+def list_summary(rng: Random, words: list[str], how: str) -> str:
     if how == "groups":
         groups = list(dict.fromkeys(GROUP_OF[word] for word in words))
         entries = [(group, " ".join(word for word in words if GROUP_OF[word] == group)) for group in groups]
@@ -130,7 +146,7 @@ def list_summed_up(rng: Random) -> str:
         entries = [(word, "yes") for word in words] + [(word, "no") for word in others]
     else:
         entries = [(a, b) if how == "after" else (b, a) for a, b in pairwise(words)]
-    return f"### List: {' '.join(words)}. By {how}: {pairs_of(rng.sample(entries, len(entries)))}"
+    return pairs_of(rng.sample(entries, len(entries)))
 
 
 def list_retold(rng: Random) -> str:
@@ -256,14 +272,15 @@ KINDS: dict[Callable[[Random], str], tuple[int, int]] = {  # how often each is d
     list_retold: (10, 4),
     talk_about_a_story: (20, 9),
     talk_about_a_list: (12, 6),
-    lesson: (6, 2),
+    lesson: (6, 8),
     page: (8, 2),
     notes: (8, 2),
     story_summed_up: (0, 6),
-    list_summed_up: (0, 4),
+    list_asked_out: (0, 16),
     story_asked_out: (19, 0),
     story_asked_out_later: (0, 36),
-    drill: (40, 37),
+    drill: (40, 0),
+    drill_later: (0, 37),
     silent_drill: (16, 16),
     land_log: (5, 4),
 }

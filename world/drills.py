@@ -13,6 +13,7 @@ from world.questions import ALL_WORDS, GROUP_OF, asked_about, word_list
 from world.tasks import FACTS, LOOK_UP, TASKS
 from world.words import COLOURS, GROUPS, NAMES, NUMBERS, PLACES
 
+HARD = {"who has it": 2, "place of a thing": 3, "in the list": 4, "replace": 4, "keep": 4}  # others: 1
 HEADINGS = [word for word in GROUPS["headings"] if word not in ("Instruction", "Input", "Response")]
 FIELD_NAMES = [word for word in ALL_WORDS if word not in GROUPS["headings"]] + NAMES + PLACES + COLOURS + NUMBERS
 
@@ -79,11 +80,21 @@ def drill(rng: Random) -> str:
     Anna: animals Olga: Tell me which group ball is in.
     Anna: toys
     """
+    return drilled(rng, {})
+
+
+def drill_later(rng: Random) -> str:
+    """The same, where what the first text has taught least is drilled more often."""
+    return drilled(rng, HARD)
+
+
+def drilled(rng: Random, by_task: dict[str, int]) -> str:
+    """by_task: how often a task is drilled, those that are missing once."""
     kind = rng.choices(("story", "list", "fact"), (5, 5, 2))[0]
     n = {"story": rng.randint(2, 4), "list": rng.randint(2, 7), "fact": rng.randint(3, 9)}[kind]
     tasks = [task for task in TASKS if task.trained and task.kind == kind]
     if rng.random() < 0.75:
-        tasks = [rng.choice(tasks)]
+        tasks = [rng.choice([task for task in tasks for _ in range(by_task.get(task.name, 1))])]
     form = drawn_format(rng, 2 if kind == "fact" else 3)
     text_first, which = rng.random() < 0.35, rng.choice((0, 1, None, None))
     style = rng.choices(("sentence", "word", "stop"), (9, 8, 3))[0]
