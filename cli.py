@@ -11,9 +11,11 @@ import io
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -154,7 +156,8 @@ def plan_command(program: str, config: Any) -> str:
             given[name] = getattr(config, name)
     if (n_ranks := int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1) > 1:
         given["ranks"] = n_ranks
-    return " ".join(["python -m run.plan", *(flag(n) if v is True else f"{flag(n)} {v}" for n, v in given.items())])
+    flags = [[flag(n)] if v is True else [flag(n), str(v)] for n, v in given.items()]
+    return shlex.join(["python", "-m", "run.plan", *chain(*flags)])
 
 
 PLANNED = (  # what a run's memory depends on, beside its model

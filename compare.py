@@ -178,7 +178,8 @@ def seeds_of(config: Config) -> list[int]:
 def yardsticks_of(config: Config, device: torch.device) -> Yardsticks:
     """Reads everything there is to judge by: what cannot be used is found here, before any training."""
     base = checkpoint.open_run(config.base)
-    base.model(config.block_size)
+    if why := cannot_write(base.model(config.block_size)):
+        raise Mistake(f"--base {config.base} cannot write: {why}; name another")
     if config.only == "peft" and config.block_size + config.length > base.config.block_size:
         room = f"the {base.config.block_size} tokens that {config.base} can read"
         raise Mistake(f"--block-size {config.block_size} and a prefix of --length {config.length} are beyond {room}")

@@ -47,7 +47,7 @@ from store.learned import run_folder
 def token_nll(model: GPT, examples: Sequence[Example | Pair], batch_size: int) -> float:
     """Mean negative log-likelihood of the graded tokens, in nats; its exponential is the perplexity.
 
-    Of pairs it is that of the chosen responses; where a head of the model scores them, that of the choice, a pair.
+    Of pairs it is that of the chosen responses; if the model has a head, the preference loss, in nats a pair.
 
     The sum over all tokens is divided once by their number: the value does not depend on batch_size. The model's mode
     and the random state are as before afterwards.

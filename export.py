@@ -65,7 +65,9 @@ def export_model(run: str, folder: str | Path, base: str = "") -> None:
     model, tokenizer = opened(run, base)
     config, classes, state = model.config, classes_of(model.attached), model.state_dict()
     if beside := {note["apply"] for note in model.attached} - {"head"}:
-        raise Mistake(f"{run} has {' and '.join(sorted(beside))} beside its weights: merge LoRA first with --merge")
+        way = "only LoRA can be merged, so there it has no place; sample.py and evaluate.py read the run as it is"
+        way = "merge LoRA first with --merge" if beside == {"lora"} else way
+        raise Mistake(f"{run} has {' and '.join(sorted(beside))} beside its weights: {way}")
     try:
         if isinstance(config, BERTConfig) and isinstance(tokenizer, WordPiece):
             settings = bert.settings_from(config, tokenizer.pad, classes)
@@ -98,10 +100,10 @@ def export_adapter(run: str, folder: str | Path, base: str = "") -> None:
     base = base or at_hand(learned["base"], run)
     model, _ = opened(run, base)  # to be sure that it is its base
     if others or learned["weights"].keys() & base_state_dict(model).keys():
-        if any(note["apply"] == "head" for note in learned["attached"]):
+        if {one["apply"] for one in learned["attached"]} == {"lora", "head"}:
             raise Mistake(f"{run} has learned a head too, which PEFT has no place for: --merge makes a plain run of it")
-        more = f"{run} has learned more than one adapter, prefix or prompt"
-        raise Mistake(f"{more}, which PEFT has no place for; python sample.py --adapter {run} reads it as it is")
+        more = f"{run} has learned more than one adapter, prefix, prompt or head, which PEFT has no place for"
+        raise Mistake(f"{more}; sample.py and evaluate.py, with --adapter, read it as it is")
     out = Path(folder).resolve()
     if base not in HUB:
         export_model(base, out / "base")

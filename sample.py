@@ -2,7 +2,7 @@
 
 python sample.py --from RUN --prompt "Once upon a time"
 python sample.py --adapter RUN --instruction "Name the opposite." --input hot
-python sample.py --adapter RUN,RUN --ask chat       line after line, each adapter's answers remembered
+python sample.py --adapter RUN,OTHER --ask chat     line after line, each adapter's answers remembered
 python sample.py --from RUN --classify              the class of each line, or the tag of each of its words
 python sample.py --page                             a page on which models answer side by side, token by token
 
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
                 print(f"{adapter}: ", end="")
             tokens = tokenizer.encode_ordinary(prompt)
             if config.ask == "chat":
-                turn = Instruction(prompt, config.input, "", earlier=earlier[number], system=config.system)
+                turn = Instruction(prompt, "", "", earlier=earlier[number], system=config.system)
                 tokens = conversation(turn, tokenizer)[0]
             if len(tokens) > (limit := longest_row(model)):
                 print(f"the prompt has {len(tokens)} tokens; the model reads only its last {limit}", file=sys.stderr)
@@ -106,7 +106,9 @@ def classify(config: Config, model: GPT, tokenizer: tiktoken.Encoding) -> None:
     if config.instruction or config.ask != "prompt":
         raise Mistake("--classify takes --prompt, or lines of standard input: leave out --instruction and --ask")
     for text in [config.prompt] if config.prompt else lines():
-        pieces = text.split("\t")[:2] if classes.each == "text" else text.split()
+        pieces = [piece.strip() for piece in text.split("\t")[:2]] if classes.each == "text" else text.split()
+        if not pieces or not all(pieces):
+            raise Mistake("--classify takes a text, or two with a tab between them: one is empty")
         example, is_cut = to_classify(pieces, classes.each, tokenizer, block_size)
         if is_cut:
             print(f"it is longer than the {block_size} tokens that the model reads, and cut there", file=sys.stderr)
@@ -131,7 +133,7 @@ def prompts(config: Config) -> Iterator[str]:
         raise Mistake("--system goes with --ask chat")
     if config.prompt and config.instruction:
         raise Mistake("give either --prompt or --instruction")
-    if config.input and asks_to_continue(config):
+    if config.input and not (config.instruction or config.ask == "instruction"):
         raise Mistake("--input goes with --instruction, or with --ask instruction")
     if config.prompt:
         yield config.prompt

@@ -26,7 +26,7 @@ from store import checkpoint
 @dataclass(kw_only=True)
 class Config:
     pairs: str  # pairs of responses to learn from: a .json, .jsonl, .csv or .tsv file, or a corpus by name
-    beta: float = 0.5  # how dear it is to leave the reference: below, the pairs count more, and much else is lost
+    beta: float = 0.5  # pull back to the reference: a smaller one follows the pairs more, and loses more of the rest
     nll: float = 0.0  # weight of the chosen response's own NLL in the loss: about 1 keeps its likelihood from falling
     columns: str = ""  # the file's names for text, instruction, input, output, chosen, rejected: "output=answer"
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
@@ -82,7 +82,7 @@ def main(config: Config) -> dict:
 
     # 5. optimizer
     # decayed are the matrices of linear layers: an embedding would shrink in every step without its token
-    matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name not in ("wte.weight", "wpe.weight")}
+    matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name[:3] not in ("wte", "wpe", "wse")}
     the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
@@ -107,9 +107,9 @@ def main(config: Config) -> dict:
             inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)  # (B, T); positions also (T,)
             log_p = model(inputs, graded, positions).log_softmax(-1)  # (N, V), at the graded positions only
             nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats, each of its target
-            log_ref = log_likelihood(reference, inputs, targets, graded, positions)  # (2B,) log π_ref(y|x)
-            scores = config.beta * (row_sums(-nll, graded) - log_ref)  # (2B,) β log π(y|x) / π_ref(y|x)
-            chosen_nll = row_means(nll, graded).chunk(2)[0]  # (B,) nats a token
+            log_ref = log_likelihood(reference, inputs, targets, graded, positions)  # (B,) log π_ref(y|x)
+            scores = config.beta * (row_sums(-nll, graded) - log_ref)  # (B,) β log π(y|x) / π_ref(y|x)
+            chosen_nll = row_means(nll, graded).chunk(2)[0]  # (B / 2,) nats a token
             loss = (preference_loss(scores) + config.nll * chosen_nll).sum() / n_pairs
             session.measure(**margins_of(scores), chosen_nll=chosen_nll)
             loss.backward()

@@ -89,7 +89,7 @@ def main(config: Config) -> dict:
 
     # 5. optimizer
     # decayed are the matrices of linear layers: an embedding would shrink in every step without its token
-    matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name not in ("wte.weight", "wpe.weight")}
+    matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name[:3] not in ("wte", "wpe", "wse")}
     the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)

@@ -81,7 +81,7 @@ def main(config: Config) -> dict:
 
     # 5. optimizer
     # decayed are the matrices of linear layers: an embedding would shrink in every step without its token
-    matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name not in ("wte.weight", "wpe.weight")}
+    matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name[:3] not in ("wte", "wpe", "wse")}
     the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
@@ -103,8 +103,8 @@ def main(config: Config) -> dict:
         step_loss = torch.zeros((), device=device)
         for batch in micro_batches:
             inputs, _, graded, positions = (tensor.to(device) for tensor in batch)  # (B, T); positions also (T,)
-            scores = model(inputs, graded, positions).squeeze(-1)  # (2B,), at the last tokens only
-            nll = preference_loss(scores)  # (B,) nats, -log σ(r⁺ - r⁻)
+            scores = model(inputs, graded, positions).squeeze(-1)  # (B,), at the last tokens only, chosen first
+            nll = preference_loss(scores)  # (B / 2,) nats, -log σ(r⁺ - r⁻)
             loss = nll.sum() / (n_graded / 2)  # two tokens of a pair are graded
             loss.backward()
             step_loss += loss.detach()

@@ -31,7 +31,7 @@ from store import checkpoint
 class Config:
     instructions: str  # instructions to learn from: a .json, .jsonl, .csv or .tsv file, or a corpus by name
     reward: str  # run of a reward model, or exact: 1 for an answer that is the data's response to the letter, else 0
-    beta: float = 0.05  # how dear it is to leave the reference: reward that a nat of difference takes away
+    beta: float = 0.05  # weight of the KL: reward lost for each nat of log π(y|x) / π_ref(y|x)
     samples: int = 4  # answers to each prompt, drawn from the model itself
     max_new_tokens: int = 32  # tokens an answer at most
     columns: str = ""  # the file's names for text, instruction, input, output, chosen, rejected: "output=answer"
@@ -88,7 +88,7 @@ def main(config: Config) -> dict:
 
     # 5. optimizer
     # decayed are the matrices of linear layers: an embedding would shrink in every step without its token
-    matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name not in ("wte.weight", "wpe.weight")}
+    matrices = {name: p for name, p in learns.items() if p.dim() == 2 and name[:3] not in ("wte", "wpe", "wse")}
     the_rest = [p for name, p in learns.items() if name not in matrices]  # biases, LayerNorms, embeddings
     decayed = {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     optimizer = torch.optim.AdamW([decayed, {"params": the_rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
@@ -113,10 +113,10 @@ def main(config: Config) -> dict:
             inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)  # (B, T); positions also (T,)
             log_p = model(inputs, graded, positions).log_softmax(-1)  # (N, V), at the graded positions only
             nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats, each of its target
-            log_pi = row_sums(-nll, graded)  # (B K,) log π(y|x), of each answer
-            kl = log_pi.detach() - log_likelihood(reference, inputs, targets, graded, positions)  # (B K,) nats
-            advantage = leave_one_out((r.to(device) - config.beta * kl).view(-1, config.samples)).view(-1)  # (B K,)
-            loss = -(advantage * log_pi).sum() / n_answers  # its gradient is that of the mean reward
+            log_pi = row_sums(-nll, graded)  # (B,) log π(y|x), of each answer
+            kl = log_pi.detach() - log_likelihood(reference, inputs, targets, graded, positions)  # (B,) nats
+            advantage = leave_one_out((r.to(device) - config.beta * kl).view(-1, config.samples)).view(-1)  # (B,)
+            loss = -(advantage * log_pi).sum() / n_answers  # its gradient: minus that of the mean of r - β KL
             session.measure(reward=r, kl=kl, **of_answers(log_p, batch, config.samples))
             loss.backward()
             step_loss += loss.detach()

@@ -24,7 +24,7 @@ MASK = "<|mask|>"
 
 def with_mask(tokenizer: tiktoken.Encoding) -> tiktoken.Encoding:
     """The same tokenizer and one id more, the last: the mask, behind which an encoder is asked for the token. No text
-    has it, so that it never means anything else; end-of-text, which would need no id more, stands between documents."""
+    contains it. End-of-text could not serve: it stands between documents already."""
     if isinstance(tokenizer, WordPiece) or MASK in tokenizer.special_tokens_set:
         return tokenizer
     return tiktoken.Encoding(

@@ -18,7 +18,16 @@ import tiktoken
 
 from cli import Mistake
 from data.download import find
-from data.examples import Example, Pair, Reading, conversation, next_token, refuse_too_few, response_tokens
+from data.examples import (
+    Example,
+    Pair,
+    Reading,
+    conversation,
+    n_to_judge_by,
+    next_token,
+    refuse_too_few,
+    response_tokens,
+)
 from data.records import (
     CONVERSATION,
     BadRecord,
@@ -65,8 +74,9 @@ def _pair(where: Where, record: Any) -> Compared:
 def _answered(where: Where, record: dict[str, Any], which: str) -> Instruction:
     said, name = record[which], next((name for name in CONVERSATION if record.get(name)), "")
     if isinstance(said, list):
-        before = record.get("prompt") or []
-        return instruction_of(f'{where}, "{which}"', {"messages": [*before, *said] if isinstance(before, list) else ""})
+        before = record.get("prompt")  # a text repeats the user's turn, which is in the list
+        turns = [*before, *said] if isinstance(before, list) else said
+        return instruction_of(f'{where}, "{which}"', {"messages": turns})
     said = text_of(where, record, which)
     if name:
         turns = record[name] if isinstance(record[name], list) else []
@@ -105,7 +115,7 @@ def from_pairs(
     """
     records = read_pairs(path, how.columns, how.skip_bad_records)
     random.Random(0).shuffle(records)  # whatever --seed is: all runs hold out the same records
-    n_held_out = max(1, int(how.held_out * len(records)))
+    n_held_out = n_to_judge_by(how.held_out, len(records))
     block, counts = how.block_size, Counter[str]()
     parts: list[list[Pair]] = []
     for part in (records[:-n_held_out], records[-n_held_out:]):

@@ -1,6 +1,6 @@
 """LoRA's forward and backward pass by hand, for speed: the same function as model/lora.py, with fewer large arrays.
 
-With s = alpha / r, z = s A x and dh the gradient of h:
+With s = alpha / r, z = s A x, dh the gradient of h and dz that of A x:
 
     h = W0 x + b + B z        dx = W0ᵀ dh + Aᵀ dz        dB = dh zᵀ        dz = s Bᵀ dh        dA = dz xᵀ
 

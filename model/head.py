@@ -1,6 +1,6 @@
 """A head of its own: the last layer's state at a graded position becomes logits of classes, not of the vocabulary.
 
-    logits = W h + b    (Radford et al. 2018, eq. 4, there without b; Devlin et al. 2019, sec. 4; SLP3, ch. 11)
+    logits = W h + b    (Radford et al. 2018, eq. 3, there without b; Devlin et al. 2019, sec. 4; SLP3, ch. 11)
 
 Shapes:  h (C,) · W (classes, C) · b (classes,). GPT.forward reads the head that is there.
 """
@@ -42,8 +42,8 @@ def let_learn(model: GPT, learn: str, r: int, alpha: float) -> None:
     """The head learns, and of what is below it as much as one says; the rest is frozen.
 
     learn: "head", nothing else; "last-K", the last K blocks too, and what stands between them and the head; "lora", A
-    and B beside the layers of all blocks, of rank r and scale alpha (model/lora.py); "all", every parameter. What
-    DistilBERT has before its head no pretraining knows, so that it learns with the head. Raises Mistake for a K beyond
+    and B beside the layers of all blocks, of rank r and scale alpha (model/lora.py); "all", every parameter. The layer
+    before DistilBERT's head comes without pretrained weights, so it learns with the head. Raises Mistake for a K beyond
     the model's blocks.
     """
     assert model.head is not None

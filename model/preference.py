@@ -23,7 +23,7 @@ def row_sums(values: Tensor, graded: Tensor) -> Tensor:
 
 
 def row_means(values: Tensor, graded: Tensor) -> Tensor:
-    """The same as row_sums, by graded position."""
+    """The mean at the graded positions, row by row."""
     return row_sums(values, graded) / row_sums(torch.ones_like(values), graded)
 
 

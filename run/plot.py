@@ -24,12 +24,14 @@ def training(runs: list[Path]) -> str:
         with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         loss = [(int(row["step"]), float(row["loss"])) for row in rows if row["loss"]]
+        if not loss:
+            raise Mistake(f"{run} has no steps yet: nothing to draw")
         held_out = [(int(row["step"]), float(row["held_out_nll"])) for row in rows if row["held_out_nll"]]
         [line] = axes.plot(*zip(*smooth(loss, 20), strict=True), label=f"{run.name}: training", alpha=0.4)
         axes.plot(
             *zip(*held_out, strict=True), "o-", markersize=3, color=line.get_color(), label=f"{run.name}: held out"
         )
-    axes.set(xlabel="step", ylabel="loss, nats a token", ylim=(0, None))
+    axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes.legend()
     figure.savefig(runs[-1] / "loss.png", dpi=100)
     return f"Plot: {runs[-1] / 'loss.png'}."

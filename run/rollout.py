@@ -11,9 +11,10 @@ from torch import Tensor
 
 from cli import Mistake
 from data.batches import Batch, collate
-from data.examples import next_token
+from data.examples import Example, next_token
+from data.labelled import graded_at
 from data.pairs import SCORE
-from model.generate import generate, padded
+from model.generate import generate
 from model.gpt import GPT
 from run.session import Session
 from store import checkpoint
@@ -68,9 +69,9 @@ def scored(run: str, session: Session, tokenizer: tiktoken.Encoding) -> Reward:
 
     @torch.no_grad()
     def rewards(answers: Sequence[Answer]) -> Tensor:
-        tokens, last = padded([(one.prompt + one.tokens)[:block] for one in answers], session.device)
-        positions = torch.arange(tokens.size(1), device=session.device)
-        scores = model(tokens, last, positions).squeeze(-1).cpu()  # (answers,)
+        rows = [graded_at([-1], (one.prompt + one.tokens)[:block]) for one in answers]
+        inputs, _, last, positions = (part.to(session.device) for part in collate(rows))
+        scores = model(inputs, last, positions).squeeze(-1).cpu()  # (answers,)
         if not scores.isfinite().all():
             raise Mistake(f"--reward {run} gives a score of {scores[~scores.isfinite()][0]}: it cannot be learned from")
         return scores
@@ -108,10 +109,8 @@ def roll_out(
 
 def answers_to(model: GPT, batch: Batch, step: int, config: Any, tokenizer: tiktoken.Encoding) -> list[Answer]:
     eot, device = tokenizer.eot_token, model.wte.weight.device
-    firsts = batch.graded.int().argmax(-1).tolist()  # where the first graded target of each row stands
-    prompts = [row[: first + 1].tolist() for row, first in zip(batch.inputs, firsts, strict=True)]
-    right = [targets[graded].tolist() for targets, graded in zip(batch.targets, batch.graded, strict=True)]
-    asked = [(prompt, one, k) for prompt, one in zip(prompts, right, strict=True) for k in range(config.samples)]
+    rows = [Example(*(part.numpy() for part in row)) for row in zip(*batch[:3], strict=True)]
+    asked = [(row.prompt(), row.response(), k) for row in rows for k in range(config.samples)]
     draws = [generator_of((config.seed, step, prompt, k), device) for prompt, _, k in asked]
     stop = None if config.shard else eot  # ranks that share weights take as many steps as each other
     prompts = [prompt for prompt, _, _ in asked]

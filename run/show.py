@@ -54,7 +54,7 @@ def batch(batch: Batch, tokenizer: tiktoken.Encoding, classes: Classes | None = 
             ts = list(stretch)
             hidden = len(ts) - 2 * EDGE
             for t in ts[:EDGE] + ts[max(EDGE, len(ts) - EDGE) :]:
-                if hidden > 1 and t == ts[-EDGE]:
+                if hidden > 0 and t == ts[-EDGE]:
                     lines.append(coloured(f"        … {hidden} more like these", is_graded))
                 read, target = (repr(tokenizer.decode([int(tokens[b, t])])) for tokens in (inputs, targets))
                 if classes:

@@ -193,8 +193,8 @@ def load_run(name: str, adapter: str, device: torch.device) -> tuple[GPT, tiktok
 
 
 def split(adapters: str) -> list[str]:
-    """The names of several adapters, given with commas between."""
-    return [one.strip() for one in adapters.split(",") if one.strip()]
+    """The names of several adapters, given with commas between; each counts once."""
+    return list(dict.fromkeys(one.strip() for one in adapters.split(",") if one.strip()))
 
 
 def tokenizer_beside(folder: str, name: str, config: GPTConfig) -> tiktoken.Encoding:

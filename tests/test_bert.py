@@ -307,6 +307,14 @@ def test_a_run_from_a_folder_of_transformers_is_opened_judged_and_exported(
         assert capsys.readouterr().out.strip()
 
 
+def test_no_embedding_is_decayed(train, saved):
+    """No text of the data is a second one: that segment gets no gradient, and stays as it is."""
+    _, folder = saved("BertForMaskedLM")
+    before = open_run(folder).model().wse.weight[1].clone()
+    _, run = run_of(train, "mlm", folder, weight_decay=0.5, learning_rate=0.01)
+    assert torch.equal(open_run(run).model().wse.weight[1], before)
+
+
 def test_a_resumed_run_is_bit_equal_to_one_in_one_go(train, saved, tmp_path, monkeypatch, capsys):
     """From a folder without the pooler, which begins anew, the same each time."""
     _, folder = saved("BertForMaskedLM")

@@ -71,6 +71,8 @@ def test_several_adapters_on_one_base_answer_one_after_another(train, capsys, mo
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == runs
     alone, other, first, second = logits
     assert torch.equal(alone, first) and torch.equal(other, second) and not torch.equal(first, second)
+    sample.main(sample.Config(adapter=f"{runs[0]},{runs[0]}", **question))
+    assert torch.equal(logits[-1], alone), "named twice, it answers once"
     with pytest.raises(ValueError, match="names several"):
         evaluate.main(evaluate.Config(adapter=",".join(runs), text="any"))
 

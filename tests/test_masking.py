@@ -1,6 +1,7 @@
 """Which tokens are graded: exactly those of the response and the end-of-text after it, from the file to the loss."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +218,12 @@ def test_show_batch_is_in_colour_in_a_terminal_unless_it_is_asked_not_to_be(monk
     assert coloured.count(show.GREEN) == 2 and coloured.count(show.GREY) == 1
     monkeypatch.setenv("NO_COLOR", "1")
     assert show.GREEN not in show.batch(batch, load_tokenizer("bytes"))
+
+
+@pytest.mark.parametrize("n", [12, 13, 14, 40])
+def test_show_batch_says_how_many_positions_it_leaves_out(n):
+    from run import show
+
+    said = show.batch(collate([next_token(np.arange(65, 66 + n), np.ones(1 + n, bool))]), load_tokenizer("bytes"))
+    left_out = sum(map(int, re.findall("… ([0-9]+) more", said)))
+    assert said.count("-> ") - 1 + left_out == n

@@ -63,8 +63,10 @@ def test_columns_say_which_response_is_which(tmp_path):
          "rejected": [*TURNS, {"role": "assistant", "content": "Red"}]},
         {"prompt": TURNS, "chosen": [{"role": "assistant", "content": "Baltic"}],
          "rejected": [{"role": "assistant", "content": "Red"}]},
+        {"prompt": "Hi", "chosen": [*TURNS, {"role": "assistant", "content": "Baltic"}],
+         "rejected": [*TURNS, {"role": "assistant", "content": "Red"}]},
     ],
-    ids=["messages", "sharegpt", "two-lists", "prompt"],
+    ids=["messages", "sharegpt", "two-lists", "prompt", "ultrafeedback"],
 )  # fmt: skip
 def test_a_conversation_has_two_last_responses_and_they_alone_are_graded(tmp_path, record):
     train, _ = from_pairs(written(tmp_path, [record] * 4), HOW)
@@ -109,6 +111,11 @@ def test_pairs_without_a_difference_or_a_response_are_counted_and_skipped(tmp_pa
         "1 of 11 pairs are longer than --block-size 128: cut there",
     ):
         assert what in told
+
+
+def test_at_most_1024_pairs_are_judged_by_while_training(tmp_path):
+    train, judge = from_pairs(written(tmp_path, [ONE] * 5200), HOW)
+    assert (len(train), len(judge)) == (5200 - 1024, 1024)
 
 
 MISTAKES = [

@@ -7,8 +7,10 @@ import torch
 
 import evaluate
 import export
+import sample
 from cli import Mistake
 from model.generate import generate
+from model.head import new_head
 from model.prefix import apply_prefix
 from store import checkpoint
 from store.learned import APPLY, load_adapter, read_learned
@@ -177,16 +179,29 @@ def test_bottlenecks_are_exported_as_our_own_file_and_export_says_so(train, tmp_
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"learned.pt", "base"}
 
 
-def test_two_at_once_are_refused_before_a_folder_is_made(base, tmp_path):
+@pytest.mark.parametrize("beside", ["lora", "head", "plain"])
+def test_a_prefix_and_more_is_refused_before_a_folder_is_made_with_advice_that_works(base, tmp_path, beside, capsys):
+    """Beside LoRA, beside a head, and beside a model that is saved whole."""
     opened = checkpoint.open_run(base)
     model = opened.model()
-    kept = [*APPLY["lora"](model, 2, 4.0), *apply_prefix(model, P, name="default")]
-    for parameter in kept:
+    if beside == "head":
+        new_head(model, ["a", "b"], "text")
+    kept = [*(APPLY["lora"](model, 2, 4.0) if beside == "lora" else []), *apply_prefix(model, P, name="default")]
+    model.requires_grad_(beside == "plain")
+    for parameter in [*kept, *(model.head.parameters() if beside == "head" else [])]:
         parameter.requires_grad_(True)
     checkpoint.save(tmp_path / "both", model, opened)
-    with pytest.raises(Mistake, match="both has learned more than one adapter, prefix or prompt, which PEFT has no"):
+    sentence = (
+        "both has prefix beside its weights: only LoRA can be merged"
+        if beside == "plain"
+        else ("both has learned more than one adapter, prefix, prompt or head")
+    )
+    with pytest.raises(Mistake, match=f"{sentence}.*; sample.py and evaluate.py"):
         export.main(export.Config(from_=str(tmp_path / "both"), out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+    named = {"from_": str(tmp_path / "both")} if beside == "plain" else {"adapter": str(tmp_path / "both")}
+    sample.main(sample.Config(**named, prompt="sea", classify=beside == "head", device="cpu", max_new_tokens=2))
+    assert capsys.readouterr().out.split()[-1]
 
 
 # ---- what does not fit -------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shlex
 import sys
 from dataclasses import fields, replace
 
@@ -263,6 +264,12 @@ def test_shorter_rows_are_the_last_resort(world):
     [(said, _)] = plan.ways_to_fit(run, least - 1)
     assert said == "train_lora.py --block-size 64 --checkpoint-activations --batch-size 1 --micro-batches 8"
     assert plan.ways_to_fit(run, 1e6) == []
+
+
+def test_the_advised_command_is_for_a_shell():
+    config = train_sft.Config(instructions="FILE", init_from="my runs/base", out="run", checkpoint_activations=True)
+    words = shlex.split(cli.plan_command("train_sft.py", config))
+    assert words[3:] == ["--method", "sft", "--init-from", "my runs/base", "--checkpoint-activations"]
 
 
 LIMITED = """

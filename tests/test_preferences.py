@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import train_reward
 import train_rlhf
 from cli import Mistake
 from data.batches import Batch, Batches, collate
-from data.examples import Reading, from_instructions
+from data.examples import Instruction, Reading, from_instructions, instruction_example, render_prompt
 from data.pairs import from_pairs, scored_pairs
 from data.tokenizer import load_tokenizer
 from model import generate as generation
@@ -207,10 +208,25 @@ def test_answers_are_graded_to_their_end_and_rewarded_to_the_letter(base, instru
     assert measured["distinct"].tolist() == [1, 1] and measured["entropy"].tolist() == pytest.approx([math.log(4)])
 
 
-def test_an_answer_has_the_same_score_alone_and_beside_a_longer_one(reward_model, base):
+def test_of_a_chat_the_first_turn_is_asked_and_its_response_is_right(base, monkeypatch):
+    chat = Instruction("small", "", "big", earlier=(("hot", "cold"),))
+    monkeypatch.setattr(rollout, "generate", lambda *given, **how: [BYTES.encode_ordinary(" cold")])
+    config = train_rlhf.Config(instructions="", reward="exact", init_from=base, samples=1, block_size=192)
+    model = checkpoint.open_run(base).model()
+    batch = collate([instruction_example(chat, BYTES)])
+    [answers], [rewards] = rollout.roll_out(model, [batch], 0, config, BYTES, rollout.exact(BYTES))
+    assert rewards.tolist() == [1] and BYTES.decode(answers.inputs[0].tolist()).startswith(render_prompt("hot"))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_an_answer_has_the_same_score_alone_and_beside_a_longer_one(reward_model, base, causal, monkeypatch):
     config = train_rlhf.Config(
         instructions="", reward="", init_from=base, out="nowhere/run", block_size=192, device="cpu"
     )
+    opened = checkpoint.open_run(reward_model)
+    model = opened.model()
+    model.config = replace(model.config, causal=causal)
+    monkeypatch.setattr(Opened, "model", lambda *given: model)
     reward = rollout.scored(reward_model, train_reward.Session(config), BYTES)
     short, long = (rollout.Answer([65], [*[66] * n, BYTES.eot_token], []) for n in (3, 30))
     assert reward([short]).item() == pytest.approx(reward([short, long])[0].item(), abs=1e-6)

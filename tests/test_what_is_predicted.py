@@ -300,7 +300,13 @@ def test_evaluate_and_sample_speak_of_classes(train, labelled, tagged, capsys, m
         assert ", as " in said, "it is judged as it was trained"
     monkeypatch.setattr("sys.stdin", io.StringIO("sea is old\nhill is öl\n"))
     sample.main(sample.Config(from_=str(run), classify=True, device="cpu"))
-    sample.main(sample.Config(adapter=str(run), classify=True, prompt="hill is calm", device="cpu"))
+    seen: list = []
+    monkeypatch.setattr(sample, "to_classify", lambda *given: seen.append(given[0]) or to_classify(*given))
+    sample.main(sample.Config(adapter=str(run), classify=True, prompt=" hill is calm ", device="cpu"))
+    assert seen == [["hill is calm"]], "without white space around it, as in training"
+    for nothing in (" ", "a\t "):
+        with pytest.raises(Mistake, match="one is empty"):
+            sample.main(sample.Config(adapter=str(run), classify=True, prompt=nothing, device="cpu"))
     assert capsys.readouterr().out.split() == ["water", "land", "land"]
     _, tagger = train("tagger", steps=80, learning_rate=0.01, batch_size=16)
     evaluate.main(evaluate.Config(from_=str(tagger), tagged=tagged, device="cpu"))

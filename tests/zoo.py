@@ -192,7 +192,8 @@ def plant(bug: Bug, to: Path) -> None:
         (to / "tests" / answer).unlink(missing_ok=True)
     print(
         f"{to} is the project with a mistake in it, in one line, which siblings may share. First show that something "
-        "is wrong: train, ask, measure. Then say which line it is, and why. Last, make test: which claims fail?"
+        "is wrong: train, ask, measure. Then say which line it is, and why. Last, "
+        "python -m pytest in that folder: which claims fail?"
     )
 
 
