@@ -69,7 +69,7 @@ def test_another_seed_gives_another_world():
 def test_each_mixture_draws_the_kinds_of_document_that_it_names():
     for mixture, kinds in (("first", 11), ("last", 13)):
         weights = [weights[world.MIXTURES.index(mixture)] for weights in world.KINDS.values()]
-        assert len(weights) == 14 and sum(weight > 0 for weight in weights) == kinds
+        assert len(weights) == 15 and sum(weight > 0 for weight in weights) == kinds
         drawn = [world.document(Random(i), mixture) for i in range(400)]
         assert any(" By groups: " in one for one in drawn) == (kinds == 13)
         assert any(" In short: " in one for one in drawn) and any(one.startswith("### Log: ") for one in drawn)

@@ -1,4 +1,4 @@
-"""What a base model reads: documents of 14 kinds, which make it look back, know the facts, and learn from examples."""
+"""What a base model reads: documents of 15 kinds, which make it look back, know the facts, and learn from examples."""
 
 import re
 from collections.abc import Callable
@@ -31,7 +31,7 @@ MIXTURES = ("first", "last")  # the end of pretraining has more in which all is 
 
 
 def document(rng: Random, mixture: str = "first") -> str:
-    """A piece of text of one of 14 kinds; what it says last, only looking back or knowing the facts can tell.
+    """A piece of text of one of 15 kinds; what it says last, only looking back or knowing the facts can tell.
 
     >>> print(document(Random(3)))
     ### Talk: Guest: What does Paul have? Host: Leo has the red top in the school. The brown kite is with Tom in the
@@ -128,6 +128,9 @@ def list_asked_out(rng: Random) -> str:
     are in it and which are not; or by several questions.
 
     >>> print(list_asked_out(Random(2)))
+    ### List: bee List Title lion. Child: Repeat the list with Instruction for lion. Teacher: bee List Title
+    Instruction. Child: Name the word before Title. Teacher: List. Child: Add sail at the end. Teacher: bee List Title
+    lion sail. Child: Keep only the headings. Teacher: List Title.
     """
     words = word_list(rng, list)
     text = f"### List: {' '.join(words)}."
