@@ -52,7 +52,7 @@ def copies(rng):
     "what, least, make", [
         ("copies a list that it has seen once", 0.99, copies),
         ("states its facts", 0.99, lambda rng: probes("fact", rng)),
-        ("answers by looking back in a story, as instructions will ask", 0.85, lambda rng: probes("story", rng, True)),
+        ("answers by looking back in a story, as instructions will ask", 0.87, lambda rng: probes("story", rng, True)),
         ("answers by looking back in a story, as none will ask", 0.65, lambda rng: probes("story", rng, False)),
     ],
 )  # fmt: skip
