@@ -557,10 +557,10 @@ BUGS = [
         "26e",
         "The reward is read where the longest answer of a batch ends: of the others it is that of padding.",
         "run/rollout.py",
-        "model(tokens, last, positions).squeeze(-1)",
-        "model(tokens, None, positions)[:, -1].squeeze(-1)",
+        "model(inputs, last, positions).squeeze(-1)",
+        "model(inputs, None, positions)[:, -1].squeeze(-1)",
         "scores_in_company",
-        caught_in("preferences", "an_answer_has_the_same_score_alone_and_beside_a_longer_one"),
+        caught_in("preferences", "an_answer_has_the_same_score_alone_and_beside_a_longer_one[True]"),
     ),
     Bug(
         "26f",
