@@ -14,7 +14,8 @@ test: .venv/dev
 	$(VENV) -m mypy .
 	HF_ENDPOINT=http://127.0.0.1:9 OMP_NUM_THREADS=1 $(VENV) -m pytest --quiet --numprocesses auto --dist loadfile --nbmake --nbmake-timeout=300 tests notebooks
 
-# the base model of data/builtin, trained anew into runs/base: an hour and a half on two cores; called again, it goes on
+# the base model of data/builtin, trained anew into runs/base: a hundred minutes, more or less, on two cores; called again,
+# it goes on
 PRETRAIN = $(VENV) train_pretrain.py --block-size 256 --batch-size 8 --eval-every 1000 --save-minutes 5
 RESUME = $(if $(wildcard runs/$(1)/config.json),--resume)
 base: .venv/run
