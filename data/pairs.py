@@ -75,6 +75,8 @@ def _answered(where: Where, record: dict[str, Any], which: str) -> Instruction:
     said, name = record[which], next((name for name in CONVERSATION if record.get(name)), "")
     if isinstance(said, list):
         before = record.get("prompt")  # a text repeats the user's turn, which is in the list
+        if before is not None and not isinstance(before, str | list):
+            raise BadRecord(f'{where}: "prompt" must be a text or a list of messages, not {type(before).__name__}')
         turns = [*before, *said] if isinstance(before, list) else said
         return instruction_of(f'{where}, "{which}"', {"messages": turns})
     said = text_of(where, record, which)

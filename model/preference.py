@@ -1,8 +1,8 @@
 """What the loss asks where responses are compared: which of two is the better one, and how much better an answer of
 one's own is than others to the same prompt.
 
-Shapes:  B pairs, as 2B rows: first the chosen responses, then the rejected · or K answers to each of B prompts, as B K
-         rows · T positions · N graded ones
+Shapes:  B rows: first the chosen responses of B / 2 pairs, then the rejected; or K answers to each of B / K prompts ·
+         T positions · N graded ones
 """
 
 import torch
@@ -41,16 +41,16 @@ def preference_loss(scores: Tensor) -> Tensor:
     Terry 1952).
 
     Of a reward model the scores are its own (Ouyang et al. 2022, eq. 1). Of DPO they are β log π(y|x) / π_ref(y|x), the
-    reward that a policy stands for (Rafailov et al. 2023, eq. 5), and this is its loss (eq. 7). scores: (2B,), chosen
-    first. Returns (B,) nats.
+    reward that a policy stands for (Rafailov et al. 2023, eq. 5), and this is its loss (eq. 7). scores: (B,), chosen
+    first. Returns (B / 2,) nats.
     """
-    chosen, rejected = scores.chunk(2)  # (B,) each
+    chosen, rejected = scores.chunk(2)  # (B / 2,) each
     return -F.logsigmoid(chosen - rejected)
 
 
 def margins_of(scores: Tensor) -> dict[str, Tensor]:
-    """By how much the chosen response is ahead, and whether it is, (B,) each: for metrics.csv."""
-    chosen, rejected = scores.detach().chunk(2)  # (B,) each
+    """By how much the chosen response is ahead, and whether it is, (B / 2,) each: for metrics.csv."""
+    chosen, rejected = scores.detach().chunk(2)  # (B / 2,) each
     return {"margin": chosen - rejected, "accuracy": (chosen > rejected).float()}
 
 
@@ -58,8 +58,8 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     """The advantage of each answer: its reward, less the mean reward of the other answers to its prompt (RLOO: Kool et
     al. 2019; Ahmadian et al. 2024, sec. 2.2). An answer's own reward in its baseline would take a part of it away.
 
-    rewards: (B, K). Returns (B, K).
+    rewards: (B / K, K). Returns the same shape.
     """
     K = rewards.size(-1)
-    others = (rewards.sum(-1, keepdim=True) - rewards) / (K - 1)  # (B, K)
+    others = (rewards.sum(-1, keepdim=True) - rewards) / (K - 1)  # (B / K, K)
     return rewards - others

@@ -24,9 +24,9 @@ def pair_scores(model: GPT, pairs: Sequence[Pair], batch_size: int) -> Tensor:
         for batch in in_order(pairs, batch_size):
             inputs, targets, graded, positions = (tensor.to(device) for tensor in batch)
             if model.head is not None:
-                scores = model(inputs, graded, positions).squeeze(-1)  # (2B,)
+                scores = model(inputs, graded, positions).squeeze(-1)  # (B,), of B / 2 pairs
             else:
-                scores = log_likelihood(model, inputs, targets, graded, positions)  # (2B,)
+                scores = log_likelihood(model, inputs, targets, graded, positions)  # (B,), of B / 2 pairs
             found.append(scores.view(2, -1).cpu())
     return torch.cat(found, dim=1)
 

@@ -125,6 +125,7 @@ MISTAKES = [
     ([{**ONE, "rejected": None}], 'record 1: "rejected" is null, expected a text'),
     ([{"chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"}], "must be of user and assistant in turn"),
     ([{"chosen": [*TURNS, TURNS[1]], "rejected": [TURNS[0], TURNS[1]]}], "must differ in the last response alone"),
+    ([{"prompt": {}, "chosen": TURNS, "rejected": TURNS}], '"prompt" must be a text or a list of messages, not dict'),
     (["a"], "record 1 must be an object with chosen and rejected, not str"),
 ]
 
