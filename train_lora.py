@@ -2,8 +2,8 @@
 
 Give --text FILE or --instructions FILE, --init-from RUN to begin with, and --out RUN for what comes of it.
 
-One of eleven siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded and what
-learns. Shapes: B rows · T tokens a row · V vocabulary · N graded tokens.
+One of eleven siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded, in
+what learns and in what the loss asks. Shapes: B rows · T tokens a row · V vocabulary · N graded tokens.
 """
 
 from dataclasses import dataclass

@@ -6,8 +6,8 @@ Each answer serves one step, of the policy that gave it: so the ratio of new to 
 (Schulman et al. 2017, eq. 7). PPO would take several steps on each answer, where the ratio matters, and have a second
 model learn which reward to expect at each token. Here the rewards of the other answers tell that: leave_one_out.
 
-One of eleven siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded and what
-learns. Shapes: B rows · T tokens a row · V vocabulary · N graded tokens.
+One of eleven siblings made to be laid side by side (SLP3, ch. 12, Fig. 12.4): they differ in what is graded, in
+what learns and in what the loss asks. Shapes: B rows · T tokens a row · V vocabulary · N graded tokens.
 """
 
 from dataclasses import dataclass

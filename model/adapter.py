@@ -6,6 +6,7 @@ What attention, or the MLP, adds to the residual stream goes through a bottlenec
 
 Shapes:  h (B, T, C) · down: C to width · up: width to C, with a width far below C. up starts at zero, so that the
 model starts as its base, exactly. A gelu stands in the middle, so none of it can be merged into the base's matrices.
+Houlsby et al. also train the LayerNorms; here they stay frozen, as all of the base.
 """
 
 import torch.nn.functional as F

@@ -84,7 +84,7 @@ class BERT(GPT):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Weights from N(0, 0.02²), biases 0 (Devlin et al. 2019, in their code)."""
+        """Weights from N(0, 0.02²), biases 0 (Devlin et al. 2019, in their code, there truncated)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

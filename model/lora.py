@@ -1,6 +1,6 @@
 """LoRA: low-rank adaptation of a frozen model (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
-A frozen Linear h = W0 x gets a thin path beside it, which learns:   h = W0 x + (alpha / r) B A x      (eq. 3)
+A frozen Linear h = W0 x gets a thin path beside it, which learns:   h = W0 x + (alpha / r) B A x      (eq. 3, scaled)
 
 Shapes:  W0 (d_out, d_in) · A (r, d_in) · B (d_out, r), with the rank r far below d_in and d_out.
 B starts at zero, so that the model starts as its base, exactly.

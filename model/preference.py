@@ -41,8 +41,8 @@ def preference_loss(scores: Tensor) -> Tensor:
     Terry 1952).
 
     Of a reward model the scores are its own (Ouyang et al. 2022, eq. 1). Of DPO they are β log π(y|x) / π_ref(y|x), the
-    reward that a policy stands for (Rafailov et al. 2023, eq. 5), and this is its loss (eq. 7). scores: (B,), chosen
-    first. Returns (B / 2,) nats.
+    reward that a policy stands for (Rafailov et al. 2023, eq. 5; what depends on x alone cancels), and this is its loss
+    (eq. 7). scores: (B,), chosen first. Returns (B / 2,) nats.
     """
     chosen, rejected = scores.chunk(2)  # (B / 2,) each
     return -F.logsigmoid(chosen - rejected)
