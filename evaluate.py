@@ -39,7 +39,7 @@ from run import ranks, show
 from run.device import choose_device
 from run.pairs import pair_nll, report
 from run.predict import told_right
-from store.checkpoint import load_run, split
+from store.checkpoint import load_run
 from store.learned import run_folder
 
 
@@ -185,7 +185,7 @@ class Config:
 
 def main(config: Config) -> None:
     check(config)
-    if len(split(config.adapter)) > 1:
+    if "," in config.adapter:
         raise Mistake(f"--adapter names several: {config.adapter}; judge them one after another")
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
     how = as_trained(config, tokenizer, longest_row(model))
@@ -246,8 +246,11 @@ def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Re
     """How the file is read: as the run itself did, as far as its config.json tells and the flags do not differ."""
     run = Path(run_folder(config.adapter or config.from_))
     file = (run.parent if run.name == "best" else run) / "config.json"  # OUT/best is of the run in OUT
-    trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    trained = trained if "held_out" in trained else {}  # a model of others, or a new one, was not trained here
+    try:
+        trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        trained = trained if "held_out" in trained else {}  # a model of others, or a new one, was not trained here
+    except (ValueError, TypeError) as error:
+        raise Mistake(f"{file} cannot be read: {error}; delete it, and give --block-size and --held-out") from error
     block_size = config.block_size or min(longest, trained.get("block_size", longest))
     if block_size > longest:
         raise Mistake(f"--block-size {block_size} is beyond the {longest} tokens that the model can read")

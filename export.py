@@ -65,8 +65,9 @@ def export_model(run: str, folder: str | Path, base: str = "") -> None:
     model, tokenizer = opened(run, base)
     config, classes, state = model.config, classes_of(model.attached), model.state_dict()
     if beside := {note["apply"] for note in model.attached} - {"head"}:
-        way = "only LoRA can be merged into them; sample.py and evaluate.py read the run as it is"
-        way = "merge LoRA first with --merge" if beside == {"lora"} else way
+        way = "merge LoRA first with --merge"
+        if beside != {"lora"}:
+            way = "only LoRA can be merged into them; sample.py and evaluate.py read the run as it is"
         raise Mistake(f"{run} has {' and '.join(sorted(beside))} beside its weights: {way}")
     try:
         if isinstance(config, BERTConfig) and isinstance(tokenizer, WordPiece):

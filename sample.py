@@ -56,6 +56,8 @@ def main(config: Config) -> None:
     device = choose_device(check(config).device)
     if config.page and config.classify:
         raise Mistake("--page is for models that write, --classify for classifiers: give one of the two")
+    if config.page and (config.prompt or config.instruction or config.ask != "prompt"):
+        raise Mistake("--page is asked in the browser: leave out --prompt, --instruction and --ask")
     if config.page:
         return talk.serve([config.from_, *split(config.adapter)], config, device)
     model, tokenizer = load_run(config.from_, config.adapter, device)
@@ -103,8 +105,9 @@ def classify(config: Config, model: GPT, tokenizer: tiktoken.Encoding) -> None:
     run, classes, block_size = config.adapter or config.from_, classes_of(model.attached), model.config.block_size
     if classes is None or classes.each == "response" or len(split(config.adapter)) > 1:
         raise Mistake(f"{run} predicts no classes: --classify takes one run, of train_classifier.py")
-    if config.instruction or config.ask != "prompt":
-        raise Mistake("--classify takes --prompt, or lines of standard input: leave out --instruction and --ask")
+    if config.instruction or config.input or config.system or config.ask != "prompt":
+        others = "--instruction, --input, --system and --ask"
+        raise Mistake(f"--classify takes --prompt, or lines of standard input: leave out {others}")
     for text in [config.prompt] if config.prompt else lines():
         pieces = [piece.strip() for piece in text.split("\t")[:2]] if classes.each == "text" else text.split()
         if not pieces or not all(pieces):

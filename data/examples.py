@@ -97,6 +97,8 @@ def from_text(path: str | Path, how: Reading) -> tuple[Sequence[Example], Sequen
     n_held_out = max(2, len(tokens) if how.held_out == 1 else min(int(how.held_out * len(tokens)), 2**17))
     before, _, after = frame(how.tokenizer)
     length = how.block_size - len(before) - len(after)  # data/masked.py puts these around each row
+    if length < 1:
+        raise Mistake(f"--block-size {how.block_size} has no room for text: [CLS] and [SEP] stand around each row")
     a_row = 0 if how.held_out == 1 else length + 1
     if len(tokens) < n_held_out + a_row:
         to_learn = f" and a row of {a_row:,} to learn from" if a_row else ""

@@ -85,6 +85,7 @@ def _answered(where: Where, record: dict[str, Any], which: str) -> Instruction:
         is_sharegpt = bool(turns) and isinstance(turns[0], dict) and "from" in turns[0]
         answer = {"from": "gpt", "value": said} if is_sharegpt else {"role": "assistant", "content": said}
         return instruction_of(where, {name: [*turns, answer]})
+    refuse_missing(where, record, ("instruction",))
     asked = {key: record[key] for key in ("instruction", "input") if key in record}
     return instruction_of(where, {**asked, "output": said})
 

@@ -88,7 +88,7 @@ def token_file(
         with replacing(tokens) as out, bytes_bar(f"tokenising {Path(source).name}", total) as bar:
             pieces = pieces_of(files, columns, skipped)
             for ids, n_bytes in encode(pieces, tokenizer, threads=min(8, os.cpu_count() or 1)):
-                ids.astype(dtype).tofile(out)
+                out.write(ids.astype(dtype).data)  # tofile would not say that the disk is full
                 bar.update(n_bytes)
             if skipped:
                 write_whole(said, skipped.sentence(source).encode(errors="replace"))

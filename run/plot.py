@@ -23,7 +23,7 @@ def training(runs: list[Path]) -> str:
     for run in runs:
         with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        loss = [(int(row["step"]), float(row["loss"])) for row in rows if row["loss"]]
+        loss = [(int(row["step"]), float(row["loss"])) for row in rows if row.get("loss")]
         if not loss:
             raise Mistake(f"{run} has no steps yet: nothing to draw")
         held_out = [(int(row["step"]), float(row["held_out_nll"])) for row in rows if row["held_out_nll"]]

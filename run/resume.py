@@ -93,11 +93,11 @@ class Saves:
     def bring_back(self, scale: GradientScale) -> int:
         """Brings back what was saved, if this run is to go on with it. Returns how many steps are done."""
         self.scale = scale
-        if self.config.resume and not (self.out / "last.pt").is_file():  # it was killed before it saved anything
+        if not self.config.resume:
+            return 0
+        if not (self.out / "last.pt").is_file():  # it was killed before it saved anything
             if (self.out / "config.json").is_file():
                 self._refuse_changes(written_settings(self.out / "config.json"))
-            return 0
-        if not self.config.resume:
             return 0
         saved = checked.read(self.out / "last.pt", LAST)
         self._refuse_changes(saved["config"])

@@ -214,7 +214,8 @@ class Session:
             n = self.unwritten.count("\n")
             print(f"{self.out}/metrics.csv lacks its last {n:,} rows: another program has it open")
         self.write("sample.txt", sample + "\n")  # the sign that the run is finished
-        if self.rank == 0:
+        if self.lock is not None:  # rank 0 has it
+            self.lock.close()  # Windows deletes no file that is open
             for file in ("last.pt", ".lock"):
                 (self.out / file).unlink(missing_ok=True)
         print(sample)

@@ -29,7 +29,9 @@ def asked_to_stop() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread only
         return
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    # nohup has a run go on when its terminal is closed: a SIGHUP that is ignored stays so
+    heard = [number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield stop
     finally:

@@ -39,8 +39,8 @@ def _save(contents: dict[str, Any], file: IO[bytes]) -> None:
         raise
 
 
-def read(path: Path, keys: tuple[str, ...], device: str = "cpu") -> dict[str, Any]:
-    """What was written, on the device. Raises a Mistake for any other file, a damaged one, or one without the keys."""
+def read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """What was written, on the CPU. Raises a Mistake for any other file, a damaged one, or one without the keys."""
     try:
         with open(path, "rb") as file:
             start, size = file.read(40), path.stat().st_size
@@ -50,7 +50,7 @@ def read(path: Path, keys: tuple[str, ...], device: str = "cpu") -> dict[str, An
             if file.read() != struct.pack("<H", DIGEST) + digest.encode():
                 raise Mistake(f"{path} is damaged: it does not have the checksum at its end; take another copy")
             file.seek(0)
-            contents = torch.load(file, map_location=device, weights_only=True)
+            contents = torch.load(file, map_location="cpu", weights_only=True)
     except (Mistake, OSError):
         raise
     except Exception as error:  # whatever a foreign file makes the reader raise

@@ -5,6 +5,7 @@ can, forked off one that has imported torch: importing it takes longer than the 
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 import threading
@@ -66,6 +67,8 @@ class Process:
 def as_from_a_shell(paths: list[Path], program: list[str]) -> None:
     for path, number in zip(paths, (1, 2), strict=True):
         os.dup2(os.open(path, os.O_WRONLY), number)
+    if CAN_FORK:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # though nohup may run the tests
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is among processes: a killed one would leave it behind
     name, *flags = program

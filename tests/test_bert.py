@@ -228,6 +228,8 @@ def test_rows_to_hide_tokens_of_stand_between_CLS_and_SEP_which_are_never_hidden
             assert not np.isin(targets[graded], [TOKENIZER.cls, TOKENIZER.sep, TOKENIZER.unk]).any()
             seen.update(inputs[graded & (inputs != targets)].tolist())
     assert len(train[0].inputs) == 30 and TOKENIZER.mask in seen
+    with pytest.raises(Mistake, match="--block-size 2 has no room for text"):
+        from_text(text, Reading(TOKENIZER, 2, 0.1))
     assert seen - {TOKENIZER.mask} <= set(TOKENIZER.of_texts) and len(seen) > 15, "others take a token's place"
 
 

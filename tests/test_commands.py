@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import compare
 import evaluate
 import new_model
 import sample
+from cli import Mistake
 from data import tokenizer
 from data.examples import (
     Instruction,
@@ -73,8 +75,9 @@ def test_several_adapters_on_one_base_answer_one_after_another(train, capsys, mo
     assert torch.equal(alone, first) and torch.equal(other, second) and not torch.equal(first, second)
     sample.main(sample.Config(adapter=f"{runs[0]},{runs[0]}", **question))
     assert torch.equal(logits[-1], alone), "named twice, it answers once"
-    with pytest.raises(ValueError, match="names several"):
-        evaluate.main(evaluate.Config(adapter=",".join(runs), text="any"))
+    for adapters in (",".join(runs), f"{runs[0]},{runs[0]}"):
+        with pytest.raises(ValueError, match="names several"):
+            evaluate.main(evaluate.Config(adapter=adapters, text="any"))
 
 
 def test_a_chat_is_what_was_trained_on_turn_by_turn(base, monkeypatch):
@@ -97,6 +100,14 @@ def test_evaluate_prints_loss_and_perplexity_and_for_instructions_exact_match(ki
     _, examples = read(file, Reading(open_run(base).tokenizer, 192, 0.3))
     assert f"NLL {evaluate.token_nll(open_run(base).model(), examples, 32):.4f}" in said
     assert "perplexity" in said and ("exact match 0.0%" in said) == (kind == "instructions")
+
+
+@pytest.mark.parametrize("content", ["{oops", "null"])
+def test_evaluate_says_that_a_config_json_is_broken(base, text, tmp_path, content):
+    shutil.copytree(base, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(content)
+    with pytest.raises(Mistake, match=r"config\.json cannot be read: .*; delete it, and give --block-size"):
+        evaluate.main(evaluate.Config(from_=str(tmp_path / "run"), text=text, device="cpu"))
 
 
 def test_a_model_with_a_tokenizer_of_its_own_takes_it_along(text, tmp_path):

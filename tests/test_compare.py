@@ -275,9 +275,10 @@ def test_there_are_plots_where_matplotlib_is_and_a_sentence_where_it_is_not(comp
     run = tmp_path / "sft"
     shutil.copytree(out / "seed-0" / "sft", run)
     assert plot.training([run]) == f"Plot: {run / 'loss.png'}." and (run / "loss.png").stat().st_size > 1000
-    (tmp_path / "metrics.csv").write_text((run / "metrics.csv").read_text().split("\n")[0] + "\n")
-    with pytest.raises(Mistake, match="has no steps yet: nothing to draw"):
-        plot.training([tmp_path])
+    for content in ((run / "metrics.csv").read_text().split("\n")[0] + "\n", "of,another\nprogram,1\n"):
+        (tmp_path / "metrics.csv").write_text(content)
+        with pytest.raises(Mistake, match="has no steps yet: nothing to draw"):
+            plot.training([tmp_path])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     (run / "loss.png").unlink()
     for said in (plot.training([run]), comparison_plots(results, run)):

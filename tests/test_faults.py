@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -22,9 +23,12 @@ import train_pretrain
 import train_sft
 from cli import Mistake
 from data.examples import Reading, from_instructions
+from data.text import token_file
+from data.tokenizer import load_tokenizer
 from evaluate import token_nll
 from run import resume
 from run.device import GradientScale
+from run.signals import asked_to_stop
 from store import checked, checkpoint, learned
 from tests import kill
 from tests.process import Process
@@ -112,6 +116,19 @@ def test_a_disk_that_fills_up_in_training_ends_in_a_sentence_and_the_last_save_s
     said = child.communicate()[1]
     assert child.returncode == 2 and "Traceback" not in said and "File too large" in said
     assert not list((tmp_path / "run").glob("*.unfinished")) and not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_disk_that_fills_up_while_a_text_is_tokenised_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("FINETUNING_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("to and fro " * 1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            token_file(tmp_path / "text.txt", load_tokenizer("bytes"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Path(error.value.filename).parent == tmp_path / "cache" and not list((tmp_path / "cache").iterdir())
 
 
 def test_an_output_folder_that_cannot_be_written_is_said_before_training(text, base, tmp_path, monkeypatch):
@@ -455,6 +472,16 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(number, code, b
     assert child.returncode == code and "Traceback" not in err
     assert "the same command and --resume goes on" in out
     assert checked.read(tmp_path / "run" / "last.pt", resume.LAST)["step"] == metrics_rows(tmp_path / "run")
+
+
+def test_under_nohup_a_run_goes_on_when_its_terminal_is_closed():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with asked_to_stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.number
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

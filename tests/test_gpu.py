@@ -277,6 +277,21 @@ def test_a_file_is_opened_to_write_before_it_is_brought_to_disk(tmp_path, monkey
     assert how[0] & os.O_RDWR
 
 
+def test_the_lock_of_a_run_is_closed_before_it_is_deleted(train, monkeypatch):
+    """Windows deletes no file that is open."""
+    locks, lock, unlink = [], files.lock, Path.unlink
+
+    def refused(path, **how):
+        if path.name == ".lock" and not all(file.closed for file in locks):
+            raise PermissionError(13, "The process cannot access the file", str(path))
+        unlink(path, **how)
+
+    monkeypatch.setattr(files, "lock", lambda folder: locks.append(lock(folder)) or locks[-1])
+    monkeypatch.setattr(Path, "unlink", refused)
+    _, run = train("sft", steps=1)
+    assert locks and not (run / ".lock").exists()
+
+
 @pytest.mark.parametrize(
     "locked, said", [(2, ""), (99, "metrics.csv lacks its last 2 rows: another program has it open")]
 )

@@ -121,6 +121,7 @@ def test_at_most_1024_pairs_are_judged_by_while_training(tmp_path):
 MISTAKES = [
     ([{**ONE, "rejected": "Baltic, please"}] * 3, "has 0 usable pairs to learn from and 0 to judge by"),
     ([{"instruction": "a", "chosen": "b"}], 'record 1: "rejected" is missing, expected a text'),
+    ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "there are 'prompt', 'chosen', 'rejected'; --columns instruc"),
     ([{**ONE, "chosen": 3}], 'record 1: "chosen" is 3, expected a text'),
     ([{**ONE, "rejected": None}], 'record 1: "rejected" is null, expected a text'),
     ([{"chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"}], "must be of user and assistant in turn"),

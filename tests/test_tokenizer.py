@@ -3,6 +3,8 @@
 import base64
 
 import pytest
+import requests
+import tiktoken
 
 from data.text import read_text, token_file
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
@@ -50,12 +52,10 @@ def test_a_file_that_is_no_tokenizer_is_refused_in_words(tmp_path, content, comp
         load_tokenizer("nowhere")
 
 
-def test_gpt2_without_a_network_says_what_to_do(monkeypatch):
-    import requests
-    import tiktoken
-
+@pytest.mark.parametrize("error", [requests.exceptions.ConnectionError("no route"), ValueError("Hash mismatch")])
+def test_gpt2_without_a_network_or_behind_a_login_page_says_what_to_do(monkeypatch, error):
     def offline(name):
-        raise requests.exceptions.ConnectionError("no route to host")
+        raise error
 
     monkeypatch.setattr(tiktoken, "get_encoding", offline)
     with pytest.raises(ValueError, match=r"TIKTOKEN_CACHE_DIR .* or begin with new_model.py --tokenizer bytes"):

@@ -452,6 +452,7 @@ def test_questions_that_a_run_cannot_answer_are_one_sentence(
         (ask(sample, from_=str(run), prompt="a"), "cannot write: it predicts classes"),
         (ask(sample, from_=str(encoder), prompt="a"), "cannot write: it sees both sides"),
         (ask(sample, from_=str(run), classify=True, instruction="a"), "--classify takes --prompt, or lines of"),
+        (ask(sample, from_=str(run), classify=True, prompt="a", system="b"), "--classify takes --prompt, or lines of"),
         (lambda: train("sft", init_from=str(run)), "cannot learn what comes next: it predicts classes; give another"),
         (
             lambda: train("lora", init_from=str(encoder)),
