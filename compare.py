@@ -72,11 +72,12 @@ class Config:
     steps: int = 230  # optimizer steps on the instructions
     learning_rate: float = 1e-3  # continued pretraining's, at its peak; this and the next six by --sweep
     lora_learning_rate: float = 2e-3  # LoRA's on the domain
-    sft_learning_rate: float = 3e-4  # SFT's
-    lora_sft_learning_rate: float = 4e-3  # LoRA-SFT's
+    sft_learning_rate: float = 1.5e-4  # SFT's
+    lora_sft_learning_rate: float = 2e-3  # LoRA-SFT's
     adapter_learning_rate: float = 4e-3  # adapter-SFT's
     prefix_learning_rate: float = 1e-1  # prefix-SFT's
     prompt_learning_rate: float = 8e-2  # prompt-SFT's
+    styled_learning_rate: float = 3e-4  # of the SFT that learns the two styles
     reward_learning_rate: float = 1e-4  # the reward model's
     dpo_learning_rate: float = 1e-5  # DPO's; ten times as much is too strong
     rlhf_learning_rate: float = 5e-5  # RLHF's; six times as much, with the KL and without, is fast
@@ -267,7 +268,7 @@ def methods_of_task(config: Config, folder: Path, seed: int) -> list[Method]:
         for who, how in ways.items()
         for task, (kind, file) in tasks.TASKS.items()
     ]
-    words = {**same, "init_from": config.base, "learning_rate": config.sft_learning_rate}
+    words = {**same, "init_from": config.base, "learning_rate": 3e-4}
     for task in tasks.ASKED:
         asked = {"instructions": str(folder / f"{task}.json"), **steps[task]}
         methods.append((f"SFT in words, {task}", train_sft, {**words, **asked}))
@@ -276,7 +277,8 @@ def methods_of_task(config: Config, folder: Path, seed: int) -> list[Method]:
 
 def methods_of_preference(config: Config, folder: Path, seed: int) -> list[Method]:
     """An SFT model that knows two styles, and from it all that learns which of them is preferred."""
-    sft = {**settings_for_all(config, seed)[1], "instructions": config.styled}
+    styled = {"instructions": config.styled, "learning_rate": config.styled_learning_rate}
+    sft = settings_for_all(config, seed)[1] | styled
     same = {key: sft[key] for key in ("block_size", "held_out", "device", "seed", "eval_every")}
     same |= {"init_from": str(folder / "sft"), "steps": config.pair_steps, "batch_size": 2 * config.batch_size}
     dpo = {**same, "pairs": config.pairs, "learning_rate": config.dpo_learning_rate}
