@@ -85,8 +85,6 @@ class BERT(GPT):
 
     def _init_weights(self) -> None:
         """Weights from N(0, 0.02²), biases 0 (Devlin et al. 2019, in their code)."""
-        if self.wte.weight.is_meta:
-            return  # as in GPT
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

@@ -169,8 +169,6 @@ class GPT(nn.Module):
     def _init_weights(self) -> None:
         """Weights from N(0, 0.02²), biases 0; what adds to the residual stream is scaled by 1/√(2 n_layer),
         since 2 n_layer such terms add up (Radford et al. 2019, sec. 2.3)."""
-        if self.wte.weight.is_meta:
-            return  # without memory, as store/checkpoint.py makes it: the weights come from a file
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 adds_to_stream = name.endswith(("o_proj", "down_proj"))
