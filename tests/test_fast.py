@@ -281,12 +281,14 @@ def test_an_unknown_precision_is_refused(train):
 
 
 def test_nothing_of_ours_imports_the_compiler_unless_asked():
-    """Half a second and more of each start. (PyTorch's own optimizers import it when one is made.)"""
+    """A second of each start. (PyTorch's own optimizers import it when one is made.)"""
     code = """
 import sys, torch, train_pretrain, train_sft, train_lora, evaluate, sample
 from model.gpt import GPT, GPTConfig
 from model.generate import generate
 from model.lora import apply_lora
+from store.checkpoint import open_run
+open_run("data/builtin/base").model()
 model = GPT(GPTConfig(61, 16, 1, 2, 12))
 apply_lora(model, 2, 4, 0.0)
 model(torch.ones(2, 9, dtype=torch.long)).sum().backward()
