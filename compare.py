@@ -51,7 +51,7 @@ from store import checkpoint
 @dataclass(kw_only=True)
 class Config:
     base: str = "data/builtin/base"  # run folder of the base model
-    text: str = "data/builtin/base.jsonl"  # text that the base has learned from
+    text: str = "data/builtin/base.jsonl"  # text of the base's kind, to judge what is forgotten
     domain: str = "data/builtin/domain.jsonl"  # text of another kind, for continued pretraining and LoRA
     instructions: str = "data/builtin/instructions.json"  # instructions, for SFT and LoRA-SFT
     questions: str = "data/builtin/questions.json"  # instructions to judge by, none of them in the file above

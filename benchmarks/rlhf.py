@@ -50,6 +50,7 @@ if __name__ == "__main__":
             learning_rate=5e-5,
             beta=0.5,
             eval_every=200,
+            held_out=0.05,
             out=f"{folder}/run",
         )
         sampling, rolling_out, seconds = shares(config)

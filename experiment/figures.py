@@ -69,6 +69,10 @@ def named(path: Sequence[str]) -> str:
     return " ".join(part for part in path if part != "exact_match").replace("_nll", " NLL").replace("_", " ")
 
 
+SHARES = ("style", "right", "sampled_style", "sampled_right", "pairs")  # of --only preference: bare numbers
+UNITS = {"kl": "nats an answer", "length": "tokens"} | dict.fromkeys(SHARES, "share")  # others: nats a token
+
+
 def by_method(seeds: Sequence[Evidence]) -> Figure:
     """A panel for each measure that is no cost: a line a method, a dot a seed."""
     methods = [*seeds[0]["rows"]][::-1]
@@ -80,14 +84,18 @@ def by_method(seeds: Sequence[Evidence]) -> Figure:
                 if isinstance(value, dict) and value["n"]:
                     chance[path], value = value["chance"], value["value"]
                 if isinstance(value, float) and path[-1] not in ("seconds", "peak_mb", "ms"):
-                    what = f"{method}, {of_seed(number, seeds)}{shown(value, path in chance)}"
+                    what = f"{method}, {of_seed(number, seeds)}{shown(value, unit_of(path, chance))}"
                     found.setdefault(path, []).append((value, methods.index(method), what))
     panels = [
-        Panel(named(path), "share" if path in chance else "nats a token", "", [Series("a seed", dots)], names=methods,
-              chance=chance.get(path), x_is_share=path in chance)
+        Panel(named(path), unit_of(path, chance), "", [Series("a seed", dots)], names=methods,
+              chance=chance.get(path), x_is_share=unit_of(path, chance) == "share")
         for path, dots in found.items()
     ]  # fmt: skip
     return Figure("What each method reaches", "A dot is a seed, a dashed line chance.", panels)
+
+
+def unit_of(path: tuple[str, ...], chance: Mapping[tuple[str, ...], float]) -> str:
+    return "share" if path in chance else UNITS.get(path[-1], "nats a token")
 
 
 def by_task(seeds: Sequence[Evidence]) -> Figure:
@@ -213,8 +221,8 @@ def of_seed(number: int, seeds: Sequence[Evidence]) -> str:
     return f"seed {number}: " if len(seeds) > 1 else ""
 
 
-def shown(value: float, is_share: bool) -> str:
-    return f"{value:.1%}" if is_share else f"{value:.3f}"
+def shown(value: float, unit: str) -> str:
+    return f"{value:.1%}" if unit == "share" else f"{value:.3f}"
 
 
 # ---- as SVG ------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class Asked(NamedTuple):
         return render_prompt(self.question.instruction, self.question.input, [one[:3] for one in self.shown[:k]])
 
     def with_random_labels(self, rng: Random, others: Sequence[Instruction]) -> "Asked":
-        """The same inputs, each with the response to another question of the task, drawn at random."""
+        """The same inputs, each with the response to a question of the task that is drawn at random."""
         return self._replace(shown=[one._replace(output=rng.choice(others).output) for one in self.shown])
 
 

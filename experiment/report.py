@@ -18,7 +18,7 @@ from typing import Any
 from cli import Mistake, flag, listed, one_sentence
 from data.files import write_whole
 from evaluate import SPLITS
-from experiment.figures import COLOURS, SHAPES, Figure, figures, measures, named, svg
+from experiment.figures import COLOURS, SHAPES, SHARES, Figure, figures, measures, named, svg
 from experiment.verdicts import t_975
 
 
@@ -117,7 +117,7 @@ def samples(said: dict[str, list[dict[str, str]]]) -> str:
 
 KEYS = ("only", "settings", "machine", "seconds", "seeds", "quick", "rows", "claims", "samples", "evidence")
 HEADINGS = {key: heading for heading, (key, _) in COLUMNS.items()}
-FORMS = {**dict(COLUMNS.values()), "ms": "{:.1f}"}
+FORMS = dict(COLUMNS.values()) | dict.fromkeys(SHARES, "{:.1%}") | {"ms": "{:.1f}", "kl": "{:.2f}", "length": "{:.1f}"}
 
 
 def html(results: dict[str, Any]) -> str:

@@ -69,8 +69,8 @@ def to_the_left(T: int, S: int, device: torch.device) -> Tensor:
 def written_out_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
     """softmax(q kᵀ / √D) v, one step a line (Vaswani et al. 2017, eq. 1; SLP3, ch. 9).
 
-    q: (B, H, T, D), k and v: (B, H, S, D), the queries being the last T of the S; visible: (B, 1, T, S), true where a
-    query may look, or None for "at itself and to its left". Returns (B, H, T, D).
+    q: (B, H, T, D), k and v: (B, H, S, D), the queries being the last T of the S; visible: (B, 1, T, S), or (T, S) for
+    all rows, true where a query may look, or None for "at itself and to its left". Returns (B, H, T, D).
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
     if visible is None:
@@ -205,7 +205,7 @@ class GPT(nn.Module):
         if self.prefix is not None and not grows:
             cache = self.prefix(self, positions)  # a prefix is a cache, too; None while it is switched off
         if cache is not None:
-            positions, visible = cache.begin(T)  # (T,) or (B, T), None or (B, 1, T, S)
+            positions, visible = cache.begin(T)  # (T,) or (B, T); None, (T, S) or (B, 1, T, S)
         elif positions is None:
             positions = torch.arange(T, device=tokens.device)
         if positions.dim() == 2 and cache is None:

@@ -39,6 +39,7 @@ from store.learned import (
     run_folder,
     whole,
 )
+from store.undrawn import Undrawn
 
 MODEL = ("config", "tokenizer", "weights")
 
@@ -67,7 +68,7 @@ class Opened:
             raise ValueError(f"the weights of {self.name} have been given to a model: open it again for another")
         weights, self.weights = self.weights, {}
         try:
-            with torch.device("meta"):  # no memory and no time for initial weights
+            with torch.device("meta"), Undrawn():  # no memory and no time for initial weights
                 model = built(dataclasses.replace(self.config, dropout=dropout))
                 attach(model, self.attached)
             refuse_what_differs(plain_names(model), weights)

@@ -58,8 +58,8 @@ DATA = {"classifier": "labelled", "reward": "pairs", "dpo": "pairs"}  # else a t
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model large enough for tensors to matter, a text, and instructions and pairs of which the last 30 % are graded;
-    a LoRA run and a reward model."""
+    """A model large enough for tensors to matter, a text of 80 rows, and as many instructions and pairs, of which the
+    last 30 % are graded; a LoRA run and a reward model."""
     folder = tmp_path_factory.mktemp("plan")
     torch.manual_seed(0)
     (folder / "base").mkdir()
@@ -97,7 +97,7 @@ def measure(world, tmp_path, monkeypatch):
         config = script.Config(
             out=str(tmp_path / f"run{len(list(tmp_path.iterdir()))}"),
             steps=2,
-            held_out=0.3,
+            held_out=planned.batch_size / 80,  # a batch to judge by
             **{data: str(file)},
             **{name: getattr(planned, name) for name in same},
             **to_the_end,

@@ -54,6 +54,12 @@ def task(seed):
     return {"rows": {"head": {"method": "head", "trainable": 10, "total": 99, "seconds": 3.0, **learned}}}
 
 
+def preference(seed):
+    """Of a family whose shares are bare numbers."""
+    learned = {"style": 0.97, "right": 0.8, "kl": 2.5 + seed, "length": 9.5, "chosen_nll": 0.25}
+    return {"rows": {"DPO": {"method": "DPO", "trainable": 10, "total": 99, "seconds": 3.0, **learned}}}
+
+
 def results(evidence):
     rows = [report.averaged([one["rows"][method] for one in evidence]) for method in evidence[0]["rows"]]
     claims = [
@@ -125,6 +131,17 @@ def test_ticks_are_few_and_hold_all_values(values, is_log):
     ticks = figures.ticks(values, is_log, False)
     assert (ticks[0] <= min(values) and max(values) <= ticks[-1] + 1e-9 and 2 <= len(ticks) <= 8) or is_log
     assert all(one < other for one, other in pairwise(ticks))
+
+
+def test_shares_without_a_chance_nats_an_answer_and_tokens_are_told_as_what_they_are():
+    [figure] = figures.figures([preference(0), preference(1)])
+    units = {panel.title: panel.x for panel in figure.panels}
+    shares = dict.fromkeys(("style", "right"), "share")
+    assert units == {**shares, "kl": "nats an answer", "length": "tokens", "chosen NLL": "nats a token"}
+    assert {panel.title for panel in figure.panels if panel.x_is_share} == {*shares}
+    html = report.html(results([preference(0)]))
+    assert all(f">{cell}</td>" in html for cell in ("97.0%", "80.0%", "2.50", "9.5", "0.250"))
+    assert "DPO, 97.0%" in html and "DPO, 2.500</title>" in html
 
 
 def test_claims_samples_settings_and_the_machine_are_there(html, found):

@@ -21,9 +21,8 @@ def comparison(folder, builtin):
     short = {"block_size": 64, "batch_size": 2, "held_out": 0.001, "device": "cpu"}
     text = str(builtin / "domain.jsonl")
     train_mlm.main(train_mlm.Config(text=text, init_from="data/builtin/base", out=str(encoder), steps=1, **short))
-    config = compare.Config(
-        only="task", quick=True, out=str(out), device="cpu", steps=12, batch_size=2, encoder=str(encoder)
-    )
+    few = {"classes": str(builtin), "encoder": str(encoder)}
+    config = compare.Config(only="task", quick=True, out=str(out), device="cpu", steps=12, batch_size=2, **few)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))
         return compare.main(config), out
@@ -60,10 +59,10 @@ def test_all_are_judged_by_the_same_texts_none_of_them_learned(comparison):
         assert not records["train"] & (records["seen"] | records["unseen"]) and len(records["seen"]) >= 60
 
 
-def test_sft_learns_what_the_classifier_learns_in_words(comparison):
+def test_sft_learns_what_the_classifier_learns_in_words(comparison, builtin):
     for task, label in (("lists", "animals"), ("pairs", "opposites")):
         told = json.loads((comparison[1] / "seed-0" / f"{task}.json").read_text())
-        records = tasks.records_of("data/builtin", task)["train"]
+        records = tasks.records_of(str(builtin), task)["train"]
         assert [(one["input"], one["output"]) for one in told] == [(r.pieces[0], r.labels[0]) for r in records]
         assert len({one["instruction"] for one in told}) == 1 and label in {one["output"] for one in told}
 

@@ -352,7 +352,8 @@ def test_chance_levels_are_shares_and_yes_or_no_is_a_half():
     assert {record["chance"] for record in QUESTIONS if record["output"] in ("yes", "no")} == {0.5}
 
 
-def test_show_prints_a_page_of_each(capsys):
+def test_show_prints_a_page_of_each(capsys, monkeypatch):
+    monkeypatch.setattr(command, "instructions", lambda rng: (TRAIN, QUESTIONS))  # to make them takes seconds
     world.main(world.Config(show=True))
     shown = capsys.readouterr().out
     assert all(f"\n{task.name} (" in shown for task in world.TASKS) and "by chance" in shown

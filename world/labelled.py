@@ -108,14 +108,14 @@ def files(rng: Random) -> dict[str, list[Record]]:
     that the words allow, and as many that are neither; the few opposites to learn from are there eight times, so that
     they are as frequent as the others."""
     made = {}
-    for end, pool, pair_pool, share, times in (
-        (".json", seen, in_pairs, 1.0, 8),
-        ("-unseen.json", unseen, not_in_pairs, 0.2, 1),
+    for end, pool, pair_pool, n_lists, n_stories, times in (
+        (".json", seen, in_pairs, 1200, 600, 8),
+        ("-unseen.json", unseen, not_in_pairs, 96, 120, 1),
     ):
-        made[f"labelled{end}"] = distinct(rng, labelled, pool, 1200 if pool is seen else 96)
+        made[f"labelled{end}"] = distinct(rng, labelled, pool, n_lists)
         related = distinct(rng, one_group, pair_pool, 300)
         unrelated = distinct(rng, neither, pair_pool, len(related))
         pairs = [*distinct(rng, opposites, pair_pool, 300) * times, *related, *unrelated]
         made[f"pairs{end}"] = rng.sample(pairs, len(pairs))
-        made[f"tagged{end}"] = distinct(rng, tagged, pool, int(600 * share))
+        made[f"tagged{end}"] = distinct(rng, tagged, pool, n_stories)
     return made

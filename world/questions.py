@@ -12,7 +12,8 @@ Row = dict[str, str]  # who has which thing of which colour in which place
 
 
 def story(rng: Random, pool: Pool) -> tuple[str, list[Row]]:
-    """Two to four people, what each has and where; in one story of five something changes hands or someone moves.
+    """Two to four people, what each has and where; in three stories of twenty something changes hands or someone
+    moves.
 
     >>> story(Random(1), seen)[0]
     'Clara has the pink axe in the meadow. Kate has the yellow top in the school.'
@@ -64,14 +65,14 @@ def story_question(rng: Random, task: str, rows: list[Row]) -> Question | None:
     return Question({key: row[key]}, row[wanted], 1 / len({other[wanted] for other in rows}))
 
 
-def word_list(rng: Random, pool: Pool, longest: int = 5) -> list[str]:
-    """Two to `longest` words of three groups.
+def word_list(rng: Random, pool: Pool) -> list[str]:
+    """Two to five words of three groups.
 
     >>> word_list(Random(0), seen)
     ['Story', 'sock']
     """
     groups = rng.sample(list(GROUPS), 3)
-    return rng.sample([word for group in groups for word in pool(GROUPS[group])], rng.randint(2, longest))
+    return rng.sample([word for group in groups for word in pool(GROUPS[group])], rng.randint(2, 5))
 
 
 def list_question(rng: Random, task: str, words: list[str], pool: Pool) -> Question | None:
