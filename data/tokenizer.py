@@ -59,14 +59,8 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
     return _encoding(f"bpe-{hashlib.sha256(PATTERN.encode() + content).hexdigest()[:16]}", ranks)
 
 
-MADE: dict[str, tiktoken.Encoding] = {}  # by name, which tells them apart: tiktoken takes 10 ms for each
-
-
 def _encoding(name: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
-    if name not in MADE:
-        end = {"<|endoftext|>": len(ranks)}
-        MADE[name] = tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=end)
-    return MADE[name]
+    return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
 
 
 def fitted(tokenizer: tiktoken.Encoding, vocab_size: int, model: str) -> tiktoken.Encoding:

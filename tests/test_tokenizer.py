@@ -27,14 +27,6 @@ def test_training_merges_the_commonest_pair_first_and_the_first_of_equals(own):
     assert own.encode_ordinary(" the") == [own.encode_single_token(" the")]
 
 
-def test_a_tokenizer_is_made_once_and_a_changed_file_gives_another(tmp_path):
-    path = tmp_path / "own.tiktoken"
-    save_tokenizer(train_bpe([TEXT], 290), path)
-    one, again = load_tokenizer(str(path)), load_tokenizer(str(path))
-    save_tokenizer(train_bpe([TEXT], 280), path)
-    assert one is again and (one.n_vocab, load_tokenizer(str(path)).n_vocab) == (291, 281)
-
-
 def test_training_stops_when_nothing_is_left_to_merge_and_is_reproducible():
     assert len(train_bpe(["ab"], 1000)) == 257
     assert train_bpe([TEXT], 300) == train_bpe([TEXT], 300)
