@@ -56,7 +56,8 @@ def said(share: dict[str, Any]) -> str:
 
 def base_continues(e: Evidence) -> Finding:
     row, exact = e["rows"]["base"], match(e, "base", "instances")
-    follows_nothing = when(exact["value"] <= 0.01) if exact["n"] else UNSEEN
+    # of few questions, one answered by luck is more than 1 %
+    follows_nothing = when(exact["value"] <= max(0.01, 1 / exact["n"])) if exact["n"] else UNSEEN
     verdict = both(when(row["base_nll"] < e["base"]["unigram_nll"] - math.log(10)), follows_nothing)
     return verdict, (
         f"NLL {row['base_nll']:.3f} of held-out base text, {e['base']['unigram_nll']:.3f} by word frequencies; exact "
