@@ -239,6 +239,13 @@ def test_a_claim_that_the_numbers_deny_does_not_hold(evidence, number):
     assert verdict(evidence, number) == FAILS
 
 
+def test_one_right_answer_of_a_few_questions_may_be_luck(evidence):
+    exact = evidence["rows"]["base"]["exact_match"]["instances"]
+    for n_right, expected in ((1, HOLDS), (2, FAILS)):
+        exact.update(n=69, value=n_right / 69)
+        assert verdict(evidence, 1) == expected
+
+
 def test_seeds_that_disagree_are_said_to(evidence):
     other = copy.deepcopy(evidence)
     SPOILED[6](other)
