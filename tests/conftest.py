@@ -1,10 +1,8 @@
 """Small worlds for the tests: a text, some instructions, a base trained on the text. Nothing needs a network."""
 
-import atexit
 import json
 import os
 import random
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -30,18 +28,6 @@ from model.generate import generate
 from model.gpt import GPT, GPTConfig
 
 torch.set_num_threads(1)  # bit-equal results need one thread
-
-
-def pytest_configure():
-    """Files of tests, and of their processes and notebooks, are in memory where the system has a folder there: they are
-    2 GB, and at each a disk is waited for, up to a tenth of a second. What is compiled stays for the next time."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), "finetuning-compiled")))
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are in a process that imports torch first
-    memory = Path("/dev/shm")
-    if "TMPDIR" not in os.environ and memory.is_dir() and shutil.disk_usage(memory).free > 6e9:
-        tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="finetuning-", dir=memory)
-        os.chmod(tempfile.tempdir, 0o755)  # a test is another user for a while
-        atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 
 def write_briefly(script):

@@ -40,7 +40,8 @@ def comparison(folder, builtin):
         files[name] = str(folder / f"few-{name}.json")
         Path(files[name]).write_text(json.dumps(few))
     sizes = {"domain_steps": 36, "steps": 216, "batch_size": 4}  # of which --quick takes 6 and 18
-    config = compare.Config(quick=True, out=str(out), device="cpu", **files, **sizes)
+    rates = {"sft_learning_rate": 3e-4, "lora_sft_learning_rate": 4e-3}  # so few steps want higher ones
+    config = compare.Config(quick=True, out=str(out), device="cpu", **files, **sizes, **rates)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "in_own_process", lambda main, config: main(config))  # test_faults.py has the real one
         patch.setattr(in_context, "N_ASKED", 8)
