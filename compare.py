@@ -77,7 +77,7 @@ class Config:
     adapter_learning_rate: float = 4e-3  # adapter-SFT's
     prefix_learning_rate: float = 1e-1  # prefix-SFT's
     prompt_learning_rate: float = 8e-2  # prompt-SFT's
-    styled_learning_rate: float = 3e-4  # of the SFT that learns the two styles
+    styled_learning_rate: float = 3e-4  # of the SFT that learns two styles: at SFT's it writes neither well
     reward_learning_rate: float = 1e-4  # the reward model's
     dpo_learning_rate: float = 1e-5  # DPO's; ten times as much is too strong
     rlhf_learning_rate: float = 5e-5  # RLHF's; six times as much, with the KL and without, is fast

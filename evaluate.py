@@ -248,8 +248,9 @@ def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Re
     file = (run.parent if run.name == "best" else run) / "config.json"  # OUT/best is of the run in OUT
     try:
         trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        trained = trained if "held_out" in trained else {}  # a model of others, or a new one, was not trained here
-    except (ValueError, TypeError) as error:
+        if trained.get("held_out") is None:  # a model of others, or a new one, was not trained here
+            trained = {}
+    except (ValueError, AttributeError) as error:
         raise Mistake(f"{file} cannot be read: {error}; delete it, and give --block-size and --held-out") from error
     block_size = config.block_size or min(longest, trained.get("block_size", longest))
     if block_size > longest:

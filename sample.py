@@ -56,8 +56,9 @@ def main(config: Config) -> None:
     device = choose_device(check(config).device)
     if config.page and config.classify:
         raise Mistake("--page is for models that write, --classify for classifiers: give one of the two")
-    if config.page and (config.prompt or config.instruction or config.ask != "prompt"):
-        raise Mistake("--page is asked in the browser: leave out --prompt, --instruction and --ask")
+    asked = config.prompt or config.instruction or config.input or config.system or config.ask != "prompt"
+    if config.page and asked:
+        raise Mistake("--page is asked in the browser: leave out --prompt, --instruction, --input, --system and --ask")
     if config.page:
         return talk.serve([config.from_, *split(config.adapter)], config, device)
     model, tokenizer = load_run(config.from_, config.adapter, device)

@@ -38,7 +38,7 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
     if name == "gpt2":
         try:
             return tiktoken.get_encoding("gpt2")
-        except (OSError, ValueError) as error:  # requests' exceptions are OSErrors; or it is another file
+        except (OSError, ValueError) as error:  # no network (of requests); another file, as a login page is
             raise Mistake(
                 "the gpt2 tokenizer is not on this machine and could not be downloaded: go online once, or set "
                 "TIKTOKEN_CACHE_DIR to a folder that has it, or begin with new_model.py --tokenizer bytes"

@@ -315,5 +315,8 @@ CLAIMS: dict[str, tuple[str, Claim]] = {
         "Instruction tuning lifts few-shot accuracy; tuning on records without examples harms it.",
         tuning_lifts_few_shot,
     ),
-    "16": ("Meta-learning: with more training tasks, examples of a task never trained help more.", meta_learning),
+    "16": (
+        "Meta-learning: with more training tasks, tasks never trained are answered better after examples.",
+        meta_learning,
+    ),
 }

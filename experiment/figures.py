@@ -69,8 +69,9 @@ def named(path: Sequence[str]) -> str:
     return " ".join(part for part in path if part != "exact_match").replace("_nll", " NLL").replace("_", " ")
 
 
-SHARES = ("style", "right", "sampled_style", "sampled_right", "pairs")  # of --only preference: bare numbers
-UNITS = {"kl": "nats an answer", "length": "tokens"} | dict.fromkeys(SHARES, "share")  # others: nats a token
+# what --only preference measures without a chance beside it; what has no unit here is in nats a token
+SHARES = ("style", "right", "sampled_style", "sampled_right", "pairs")
+UNITS = {"kl": "nats an answer", "length": "tokens"} | dict.fromkeys(SHARES, "share")
 
 
 def by_method(seeds: Sequence[Evidence]) -> Figure:

@@ -67,7 +67,8 @@ def in_context(figure: Any, evidence: dict[str, Any]) -> Any:
     panels[0].set_ylabel("right first lines")
     panels[0].legend(fontsize=8)
     numbers = evidence["number_of_tasks"]
-    for colour, key, label in (("C0", "zero_shot", "no example"), ("C1", "few_shot", "four examples")):
+    labels = {"zero_shot": "no example, exact match", "few_shot": "four examples, first lines"}
+    for colour, (key, label) in zip(("C0", "C1"), labels.items(), strict=True):
         draws = [[draw[key] for draw in point["draws"]] for point in numbers]
         means = [sum(shares) / len(shares) for shares in draws]
         by_number.plot([point["tasks"] for point in numbers], means, "o-", color=colour, label=label)

@@ -50,7 +50,7 @@ def main(config: Config) -> None:
     if config.method not in METHODS:
         raise Mistake(f"--method must be {', '.join(METHODS[:-1])} or {METHODS[-1]}, got {config.method!r}")
     if not re.fullmatch(r"auto|cuda(:\d+)?|mps|cpu", config.device):
-        raise Mistake(f"--device must be auto, cuda, mps or cpu, got {config.device!r}")
+        raise Mistake(f"--device must be auto, cuda (or cuda:1), mps or cpu, got {config.device!r}")
     if config.method in ("dpo", "rlhf") and config.learn not in ("all", "lora"):
         raise Mistake(f"--method {config.method} has --learn all or lora; of other adapters, plan from their run")
     if config.method == "rlhf" and config.reward != "exact":

@@ -215,9 +215,9 @@ class Session:
             print(f"{self.out}/metrics.csv lacks its last {n:,} rows: another program has it open")
         self.write("sample.txt", sample + "\n")  # the sign that the run is finished
         if self.lock is not None:  # rank 0 has it
+            (self.out / "last.pt").unlink(missing_ok=True)
             self.lock.close()  # Windows deletes no file that is open
-            for file in ("last.pt", ".lock"):
-                (self.out / file).unlink(missing_ok=True)
+            (self.out / ".lock").unlink(missing_ok=True)
         print(sample)
         seconds, best = self.so_far["seconds"], self.so_far["best"]
         print(f"{self.out}: {self._in_words(held_out_nll)} after {seconds:.0f} s")

@@ -29,7 +29,7 @@ def asked_to_stop() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread only
         return
-    # nohup has a run go on when its terminal is closed: a SIGHUP that is ignored stays so
+    # nohup ignores SIGHUP, so that a run goes on when its terminal is closed: what is ignored stays so, but for Ctrl-C
     heard = [number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heard}
     try:

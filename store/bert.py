@@ -12,7 +12,6 @@ from torch import Tensor
 from cli import listed
 from model.bert import BERT, EPS, BERTConfig
 from model.head import Classes
-from store.undrawn import Undrawn
 
 # vocab_size, n_layer and segments of the published models; all have 12 heads and 768 channels
 SHAPES: dict[str, tuple[int, int, int]] = {
@@ -133,7 +132,7 @@ def weights_from(tensors: dict[str, Tensor], config: BERTConfig) -> dict[str, Te
     given = set(found)
     if len(given) < len(tensors):
         raise ValueError("some weights are in it twice, under names that differ in what stands before them")
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"):
         own = BERT(config).state_dict()
     ours: dict[str, Tensor] = {}
     for name, tensor in own.items():

@@ -7,10 +7,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class Undrawn(TorchFunctionMode):
-    """Inside of a with block no initial weights are drawn. For weights without memory, on the device "meta", PyTorch
+    """Inside a with block no initial weights are drawn. For weights without memory, on the device "meta", PyTorch
     would first import its compiler, which takes a second."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in (init.normal_, init.kaiming_uniform_, init.uniform_):
-            return kwargs["tensor"]
+            return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs or {})

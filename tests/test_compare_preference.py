@@ -39,6 +39,7 @@ def test_all_begin_with_one_sft_model_and_learn_from_the_same_prompts(comparison
     after = {name: one for name, one in settings.items() if name != "sft"}
     assert len(after) == len(METHODS) - 1
     assert {one["init_from"] for one in after.values()} == {str(comparison[1] / "seed-0" / "sft")}
+    assert settings["sft"]["learning_rate"] == compare.Config().styled_learning_rate
     assert {one.get("pairs", one.get("instructions")) for one in after.values()} == {str(builtin / "preferences.json")}
     assert len({(one["seed"], one["steps"], one["batch_size"]) for one in after.values()}) == 1
     with_kl, without = settings["rlhf-fast"], settings["rlhf-fast-without-kl"]

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import resource
 import signal
 import struct
 import subprocess
@@ -119,6 +118,8 @@ def test_a_disk_that_fills_up_in_training_ends_in_a_sentence_and_the_last_save_s
 
 
 def test_a_disk_that_fills_up_while_a_text_is_tokenised_is_named(tmp_path, monkeypatch):
+    import resource  # Windows has none
+
     monkeypatch.setenv("FINETUNING_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("to and fro " * 1000)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -190,6 +190,7 @@ MISTAKES = [
     ("sample", "--from {base} --ask me", "--ask must be prompt, instruction or chat, got 'me'"),
     ("sample", "--page --classify", "give one of the two"),
     ("sample", "--page --prompt a", "--page is asked in the browser: leave out --prompt"),
+    ("sample", "--page --input a", "--page is asked in the browser: leave out --prompt"),
     ("tokenizer", "--text {text} --out {tmp}/t --vocab-size 9", "at least 256 tokens, got --vocab-size 9"),
 ]
 
