@@ -379,7 +379,7 @@ MISTAKES = [
         ["--method", "prompt", "--block-size", "1009"],
         "--block-size 1009 is beyond the 1024 tokens of gpt2, of which a prefix takes 16",
     ),
-    (["--device", "cuda:x"], "--device must be auto, cuda, mps or cpu, got 'cuda:x'"),
+    (["--device", "cuda:x"], "--device must be auto, cuda (or cuda:1), mps or cpu, got 'cuda:x'"),
     (["--block-size", "2048"], "--block-size 2048 is beyond the 1024 tokens of gpt2"),
 ]
 
