@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -72,6 +73,7 @@ def command_line(main: Callable[[Any], Any], Config: type) -> None:
             **value,
         )
     open_streams()
+    warnings.filterwarnings("ignore", "mkldnn_matmul failed")  # 40 lines before the sentence on memory that runs out
     given = vars(parser.parse_args())
     with one_sentence(parser.prog):
         for name, value in given.items():

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import sys
+import warnings
 from dataclasses import fields, replace
 
 import pytest
@@ -280,6 +281,20 @@ resource.setrlimit(resource.RLIMIT_AS, (reserved + 400_000_000, resource.RLIM_IN
 sys.argv[0] = "{script}.py"
 runpy.run_path("{script}.py", run_name="__main__")
 """
+
+
+def test_a_product_that_finds_no_memory_adds_nothing_to_the_sentence(monkeypatch, capsys):
+    """PyTorch warns of it with the stack of its own calls, if it happens to run out there."""
+
+    def main(config):
+        warnings.warn("mkldnn_matmul failed, switching to baddbmm: [enforce fail at alloc_cpu.cpp]", stacklevel=1)
+        raise MemoryError
+
+    monkeypatch.setattr(sys, "argv", ["train_pretrain.py", "--text", "a", "--init-from", "b", "--out", "c"])
+    with warnings.catch_warnings(record=True) as warned, pytest.raises(SystemExit):
+        warnings.simplefilter("always")
+        command_line(main, train_pretrain.Config)
+    assert not warned and len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
