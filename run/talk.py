@@ -189,6 +189,10 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     timeout = 20  # seconds to wait for what a client has announced, or for a client to read
 
+    def handle(self) -> None:
+        with suppress(ConnectionError, TimeoutError):  # a client that goes away ends its answer
+            super().handle()
+
     def do_GET(self) -> None:
         if self.is_allowed(f"/{self.server.token}/"):
             self.begin("text/html; charset=utf-8")
@@ -206,8 +210,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(413)
         body = self.rfile.read(int(length))
         self.begin("application/x-ndjson")
-        # a client that goes away ends its answer
-        with suppress(ConnectionError, TimeoutError), closing(self.server.answer(body)) as lines:
+        with closing(self.server.answer(body)) as lines:
             for line in lines:
                 self.wfile.write(json.dumps(line).encode() + b"\n")
 

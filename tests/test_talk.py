@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -287,6 +288,18 @@ def test_who_goes_away_in_mid_answer_keeps_nobody_waiting(there):
                 pass
         assert server.computing.acquire(timeout=30)
         server.computing.release()
+
+
+def test_a_browser_that_leaves_before_the_page_has_come_is_no_error(there, monkeypatch, capsys):
+    with serving() as server:
+        close, closed = server.shutdown_request, threading.Event()
+        monkeypatch.setattr(server, "shutdown_request", lambda request: (close(request), closed.set()))
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a goodbye
+            client.sendall(f"GET /{server.token}/ HTTP/1.0\r\nHost: {server.hosts[0]}\r\n\r\n".encode())
+        assert closed.wait(timeout=30)
+        assert send(server, "GET")[0] == 200
+    assert capsys.readouterr().err == ""
 
 
 def test_ctrl_c_in_mid_answer_ends_with_a_sentence(world):
