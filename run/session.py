@@ -94,8 +94,8 @@ class Session:
         settings = dataclasses.asdict(self.config) | {"precision": precision}
         self.write("config.json", json.dumps(settings, indent=2) + "\n")
         if self.rank == 0:
-            rows = cut_metrics(self.out / "metrics.csv", COLUMNS, done) if done else ",".join(COLUMNS) + "\n"
-            self.write("metrics.csv", rows)
+            kept = cut_metrics(self.out / "metrics.csv", COLUMNS, done) if done else ",".join(COLUMNS) + "\n"
+            self.write("metrics.csv", kept)
             files.clean(self.out)
         self.total = sum(p.numel() for p in model.parameters())
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
