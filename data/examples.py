@@ -74,7 +74,7 @@ class Reading(NamedTuple):
     tokenizer: tiktoken.Encoding
     block_size: int  # positions a row at most
     held_out: float  # share of the file to judge by; 1: all of it
-    columns: str = ""  # the file's names for ours (data/records.py)
+    columns: str = ""  # the file's names for ours (data/formats.py)
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
 
 

@@ -1,6 +1,6 @@
 """Texts with a label, and sentences in which each word has a tag: read from files, and made into examples.
 
-    --labelled   text and label, or text, second and label: .json, .jsonl, .csv, .tsv (data/records.py)
+    --labelled   text and label, or text, second and label: .json, .jsonl, .csv, .tsv (data/formats.py)
     --tagged     words and tags, lists or texts with spaces between: .json, .jsonl, .csv; any other file has columns as
                  CoNLL's: a line a word, which comes first in it and its tag last, and a blank line after each sentence
 

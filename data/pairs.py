@@ -1,6 +1,6 @@
 """Pairs of responses to one prompt, of which one was chosen and one rejected: read from files, and made into examples.
 
-    --pairs   instruction, input (may be left out), chosen, rejected; in .json, .jsonl, .csv or .tsv (data/records.py)
+    --pairs   instruction, input (may be left out), chosen, rejected; in .json, .jsonl, .csv or .tsv (data/formats.py)
               of a conversation: messages or conversations up to the user's last turn, and chosen and rejected as texts;
               or chosen and rejected as lists of messages, which differ in the last one, with or without a prompt
 

@@ -1,6 +1,6 @@
 """Text of any size and kind: read in pieces, tokenised once, memory-mapped.
 
-A text is a file, plain or .gz; or a folder of .txt and .txt.gz files; or a file of records (data/records.py), of which
+A text is a file, plain or .gz; or a folder of .txt and .txt.gz files; or a file of records (data/formats.py), of which
 the column "text" counts; or a corpus by name (data/public.py). Each file or record is a document, followed by an
 end-of-text.
 """
