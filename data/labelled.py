@@ -88,7 +88,9 @@ def _from_conll(path: Path, _: dict[str, str]) -> Iterator[tuple[Where, Any]]:
     with opened(path) as file:
         lines = [(n, line) for n, line in enumerate(file, 1) if not line.startswith("-DOCSTART-")]
     if len(lines) > 1 and all(line.strip() for _, line in lines):
-        raise Mistake(f"{path} has no blank line, so its {len(lines):,} words are one sentence: put one after each")
+        raise Mistake(
+            f"{path} has no blank line, so its {len(lines):,} words are one sentence: put one after each sentence"
+        )
     for is_sentence, some in groupby(lines, key=lambda line: bool(line[1].strip())):
         if is_sentence:
             yield _sentence(path, list(some))
