@@ -15,7 +15,7 @@ test: .venv/dev
 	HF_ENDPOINT=http://127.0.0.1:9 OMP_NUM_THREADS=1 $(VENV) -m pytest --quiet --numprocesses auto --dist loadfile --nbmake --nbmake-timeout=300 tests notebooks
 
 # the base model of data/builtin, trained anew into runs/base: a hundred minutes, more or less, on two cores that multiply
-# in bf16, and half as long again on others, with PRECISION=fp32; called again, it goes on
+# in bf16; on others try PRECISION=fp32; called again, it goes on
 PRECISION ?= bf16
 PRETRAIN = $(VENV) train_pretrain.py --block-size 256 --batch-size 8 --precision $(PRECISION) --eval-every 1000 --save-minutes 5
 RESUME = $(if $(wildcard runs/$(1)/config.json),--resume)
@@ -27,7 +27,7 @@ base: .venv/run
 	$(PRETRAIN) --text runs/world-2/base.jsonl --init-from runs/base-1 --steps 24000 --learning-rate 1e-3 --out runs/base $(call RESUME,base)
 
 # the encoder of data/builtin, trained anew into runs/encoder: the base learns to tell masked tokens from both sides; ten
-# minutes on two cores, in PRECISION too; called again, it goes on
+# minutes on two cores; called again, it goes on
 encoder: .venv/run
 	test -e runs/world-3 || $(VENV) -m world --out runs/world-3 --documents 130000 --seed 3 --mixture last
 	$(VENV) train_mlm.py --block-size 256 --batch-size 8 --precision $(PRECISION) --eval-every 1000 --save-minutes 5 --text runs/world-3/base.jsonl --init-from data/builtin/base --steps 4000 --learning-rate 2e-3 --out runs/encoder $(call RESUME,encoder)
