@@ -114,7 +114,7 @@ def main(config: Config) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "config.json", json.dumps(settings_of(config), indent=2).encode() + b"\n")
     if config.sweep:
-        sweep(family.methods(config, out, config.seed), yardsticks, out, report.formatted)
+        sweep(family.methods(config, out, config.seed), yardsticks, out)
         return {}
 
     runs = [family.one_seed(config, family, out / f"seed-{seed}", seed, yardsticks) for seed in seeds_of(config)]

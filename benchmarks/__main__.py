@@ -36,7 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("work", choices=["train", "lora", "frozen", "sft", "generate", "memory", "startup"])
+    works = {work.__name__: work for work in (train, lora, frozen, sft, generate, memory, startup)}
+    parser.add_argument("work", choices=works)
     parser.add_argument("--shape", choices=SHAPES, default="small", help="size of the model and its batches")
     parser.add_argument("--rows", type=int, help="rows a batch, instead of the shape's own")
     parser.add_argument("--tokens", type=int, help="tokens a row, instead of the shape's own")
@@ -62,25 +63,17 @@ def main() -> None:
     shape = SHAPES[args.shape]
     shape = shape._replace(B=args.rows or shape.B, T=args.tokens or shape.T)
     print(f"{args.work}, {args.shape}: {shape}\n{machine(torch.device(args.device))}\n")
-    works = {
-        "train": train,
-        "lora": lora,
-        "frozen": frozen,
-        "sft": sft,
-        "generate": generation,
-        "memory": memory,
-        "startup": startup,
-    }
     try:
         works[args.work](shape, choose_device(args.device), args)
     except (Mistake, OSError, ImportError) as error:
         parser.error(str(error))
 
 
-def print_table(
-    contestants: list[Contestant], device: torch.device, work: str, *ratios: tuple[str, str, float | None]
-) -> None:
-    """A row a contestant, then a line for each ratio that was asked for, with the least that was aimed at."""
+Ratio = tuple[str, str, float | None]  # one, other, the least that was aimed at
+
+
+def print_table(contestants: list[Contestant], device: torch.device, work: str, ratios: list[Ratio]) -> None:
+    """A row a contestant, then a line for each ratio of two that are there."""
     by_name = {contestant.name: contestant for contestant in contestants}
     clock = "CUDA" if device.type == "cuda" else "CPU"
     print(f"| | {clock} ms a step | {work} per {clock} second |\n| --- | ---: | ---: |")
@@ -113,17 +106,15 @@ def train(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
         runs.append(Contestant("ours bf16 compiled", who.ours(compiled, "full", batch)))
     race(runs, args.rounds, device)
     big = args.shape == "gpt2"
-    print_table(
-        runs,
-        device,
-        "tokens",
+    ratios: list[Ratio] = [
         ("ours", "nanoGPT", 1.1 if big else 0.97),
         ("ours", "transformers", 1.0 if big else 1.1),
         ("ours", "transformers, fused GELU", None),
         ("ours bf16", "ours", {"tiny": None, "small": 1.9, "gpt2": 2.0}[args.shape]),
         ("ours bf16", "transformers bf16", None),
         ("ours bf16 compiled", "ours bf16", None),
-    )
+    ]
+    print_table(runs, device, "tokens", ratios)
     for run in runs:
         dtype = BF16 if "bf16" in run.name else FP32
         reached, peak = quartiles(run.speeds())[1] * shape.flops_per_token(), matmul_peak(dtype, device)
@@ -143,14 +134,12 @@ def lora(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     ]
     race(runs, args.rounds, device)
     big = args.shape == "gpt2"
-    print_table(
-        runs,
-        device,
-        "tokens",
+    ratios: list[Ratio] = [
         ("ours", "PEFT", 1.1 if big else 1.25),
         ("ours bf16", "PEFT bf16", 1.4 if args.shape == "small" else None),
         ("ours", "ours, full", 1.35 if big else None),
-    )
+    ]
+    print_table(runs, device, "tokens", ratios)
 
 
 def frozen(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
@@ -171,8 +160,8 @@ def frozen(shape: Shape, device: torch.device, args: argparse.Namespace) -> None
         step = who.theirs_with_labels(theirs, labelled) if labelled else who.theirs(theirs, rows, FP32)
         runs.append(Contestant(f"PEFT, {method}", step))
     race(runs, args.rounds, device)
-    same = [(f"ours, {method}", f"PEFT, {method}", 1.1) for method in PEFT_HAS]
-    print_table(runs, device, "graded tokens", *same, ("ours, bottlenecks", "ours, full", None))
+    ratios: list[Ratio] = [(f"ours, {method}", f"PEFT, {method}", 1.1) for method in PEFT_HAS]
+    print_table(runs, device, "graded tokens", [*ratios, ("ours, bottlenecks", "ours, full", None)])
     for method, model in models.items():
         learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
         print(f"- {method}: {learns:,} numbers learn, {4 * learns / 1e6:,.2f} MB to save")
@@ -227,35 +216,28 @@ def sft(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
         for run in runs:  # steps differ in length: a round is several
             run.step = lambda step=run.step: sum(step() for _ in range(8))  # type: ignore[misc]
         race(runs, args.rounds, device, warmup=1)
-    print_table(
-        runs,
-        device,
-        "graded tokens",
-        ("ours", "TRL", 3),
-        ("ours bf16", "TRL bf16", 4),
-        ("ours", "ours, all logits", 1.8),
-        ("ours LoRA", "TRL with PEFT", 5),
-        ("ours, packed", "ours", None),
-    )
+    ratios: list[Ratio] = [("ours", "TRL", 3), ("ours bf16", "TRL bf16", 4), ("ours", "ours, all logits", 1.8)]
+    ratios += [("ours LoRA", "TRL with PEFT", 5), ("ours, packed", "ours", None)]
+    print_table(runs, device, "graded tokens", ratios)
 
 
-def generation(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
+def generate(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     """Greedy generation after prompts of 16 to 32 tokens, with a key-value cache."""
     new = min(64, shape.T - 32)
     for B in args.batch:
         lengths = [32 - (7 * i) % 17 for i in range(B)]
         prompts = [torch.randint(1, shape.vocab_size, (n,)).tolist() for n in lengths]
+        ours, bf16 = (who.our_model(shape, device, precision).eval() for precision in (FP32, BF16))
         runs = [
-            Contestant("ours", who.our_generation(who.our_model(shape, device).eval(), prompts, new)),
-            Contestant("ours bf16", who.our_generation(who.our_model(shape, device, BF16).eval(), prompts, new)),
-            Contestant(
-                "transformers", who.transformers_generation(who.transformers_model(shape, device), prompts, new)
-            ),
+            Contestant("ours", who.our_generation(ours, prompts, new)),
+            Contestant("ours bf16", who.our_generation(bf16, prompts, new)),
         ]
+        theirs = who.transformers_model(shape, device)
+        runs.append(Contestant("transformers", who.transformers_generation(theirs, prompts, new)))
         race(runs, args.rounds, device, warmup=1)
         print(f"{B} prompts, {new} new tokens each\n")
         least = {"tiny": 2, "small": 1.3, "gpt2": 1.05 if B == 1 else 1.1}[args.shape]
-        print_table(runs, device, "tokens", ("ours", "transformers", least), ("ours bf16", "transformers", None))
+        print_table(runs, device, "tokens", [("ours", "transformers", least), ("ours bf16", "transformers", None)])
 
 
 MEASURED = [
@@ -273,9 +255,8 @@ def memory(shape: Shape, device: torch.device, args: argparse.Namespace) -> None
     found = {}
     print("| | peak MB |\n| --- | ---: |")
     for name in MEASURED:
-        code = (
-            f"from benchmarks.__main__ import *; print(peak_of({name!r}, {shape!r}, {str(device)!r}, {args.threads}))"
-        )
+        call = f"peak_of({name!r}, {shape!r}, {str(device)!r}, {args.threads})"
+        code = f"from benchmarks.__main__ import *; print({call})"
         process = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
         found[name] = float(process.stdout)
         print(f"| {name} | {found[name]:,.0f} |", flush=True)
@@ -304,38 +285,32 @@ def peak_of(name: str, shape: Shape, device_name: str, threads: int) -> float:
     return peak_mb(device) or 0.0
 
 
+TINY = """
+import torch
+from benchmarks import contestants as who
+shape, cpu = who.SHAPES["tiny"], torch.device("cpu")
+rows = who.random_rows(shape, cpu)
+"""
 STARTS = {
     "import torch": "import torch",
     "import train_sft (ours)": "import train_sft",
     "import transformers": "from transformers import GPT2LMHeadModel",
     "import peft": "import peft",
     "import trl": "from trl import SFTTrainer",
-    "first step (ours)": """
-import torch
-from benchmarks import contestants as who
-shape, cpu = who.SHAPES["tiny"], torch.device("cpu")
-who.ours(who.our_model(shape, cpu), "full", who.one_batch(who.random_rows(shape, cpu)))()""",
-    "first step (transformers)": """
-import torch
-from benchmarks import contestants as who
-shape, cpu = who.SHAPES["tiny"], torch.device("cpu")
-who.theirs(who.transformers_model(shape, cpu), who.random_rows(shape, cpu), torch.float32)()""",
+    "first step (ours)": TINY + 'who.ours(who.our_model(shape, cpu), "full", who.one_batch(rows))()',
+    "first step (transformers)": TINY + "who.theirs(who.transformers_model(shape, cpu), rows, who.FP32)()",
 }
 
 
 def startup(shape: Shape, device: torch.device, args: argparse.Namespace) -> None:
     """CPU seconds of a process that only imports, or takes one step of the tiny shape."""
-
-    def cpu_seconds(name: str, code: str) -> float:
-        limit = f"import torch; torch.set_num_threads({args.threads})\n" if "step" in name else ""
-        code = f"{limit}{code}\nimport time; print(time.process_time())"
-        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        return float(done.stdout.split()[-1])
-
     found: dict[str, list[float]] = {name: [] for name in STARTS}
     for _ in range(args.rounds):
         for name, code in STARTS.items():
-            found[name].append(cpu_seconds(name, code))
+            limit = f"import torch; torch.set_num_threads({args.threads})\n" if "step" in name else ""
+            code = f"{limit}{code}\nimport time; print(time.process_time())"
+            done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+            found[name].append(float(done.stdout.split()[-1]))
     print("| | CPU seconds |\n| --- | ---: |")
     for name, seconds in found.items():
         low, middle, high = quartiles(seconds)

@@ -8,7 +8,8 @@ import contextlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,9 @@ class Shape(NamedTuple):
     vocab_size: int
     T: int  # tokens a row
     B: int  # rows
+
+    def model(self) -> GPTConfig:
+        return GPTConfig(self.vocab_size, self.T, self.n_layer, self.n_head, self.n_embd)
 
     def flops_per_token(self) -> int:
         """Of a full training step: six for each matrix entry, and attention's two products (Chowdhery et al. 2022,
@@ -74,7 +78,7 @@ def update(parameters: list[nn.Parameter]) -> Callable[[], None]:
 
 
 def our_model(shape: Shape, device: torch.device, precision: torch.dtype = FP32, compiled: bool = False) -> GPT:
-    model = GPT(GPTConfig(shape.vocab_size, shape.T, shape.n_layer, shape.n_head, shape.n_embd)).to(device)
+    model = GPT(shape.model()).to(device)
     model.precision = precision
     for block in model.blocks:
         block.attn.fused = fused_attention_pays(precision, device, shape.T)
@@ -120,7 +124,7 @@ def one_batch(rows: Tensor) -> Callable[[], Batch]:
 
 def batches_of(examples: list[Example], B: int) -> Callable[[], Batch]:
     """The next micro-batch of the scripts' loader."""
-    batches, steps = Batches(examples, B, 1, seed=0), iter(range(10**9))
+    batches, steps = Batches(examples, B, 1, seed=0), count()
     return lambda: batches.of_step(next(steps))[0]
 
 
@@ -149,7 +153,7 @@ def transformers_model(shape: Shape, device: torch.device, gelu: str = "gelu_new
     from transformers import GPT2Config, GPT2LMHeadModel
 
     quiet()
-    V, T, L, H, C = shape.vocab_size, shape.T, shape.n_layer, shape.n_head, shape.n_embd
+    L, H, C, V, T, _ = shape
     no_dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     size: dict[str, Any] = {"vocab_size": V, "n_positions": T, "n_layer": L, "n_head": H, "n_embd": C}
@@ -218,7 +222,7 @@ def nanogpt(folder: str, shape: Shape, rows: Tensor) -> Callable[[], int]:
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    V, T, L, H, C = shape.vocab_size, shape.T, shape.n_layer, shape.n_head, shape.n_embd
+    L, H, C, V, T, _ = shape
     with contextlib.redirect_stdout(None):
         config = module.GPTConfig(block_size=T, vocab_size=V, n_layer=L, n_head=H, n_embd=C, dropout=0.0, bias=True)
         model = module.GPT(config).to(rows.device)
@@ -262,22 +266,13 @@ def trl(model: Any, examples: list[Example], B: int, bf16: bool, lora: bool, fol
         dataloader_pin_memory=False,
         disable_tqdm=True,
     )
-    trainer = SFTTrainer(
-        model,
-        args=args,
-        train_dataset=Dataset.from_dict(columns),
-        processing_class=words,
-        peft_config=peft_config() if lora else None,
-    )
+    peft, data = peft_config() if lora else None, Dataset.from_dict(columns)
+    trainer = SFTTrainer(model, args=args, train_dataset=data, processing_class=words, peft_config=peft)
     trainer.model = trainer.accelerator.prepare_model(trainer.model)  # as train() does: this is where bf16 comes in
     trainer.current_gradient_accumulation_steps = 1  # which train() would have set
     after = update([p for p in trainer.model.parameters() if p.requires_grad])
 
-    def endless() -> Iterator[dict[str, Tensor]]:
-        while True:
-            yield from trainer.get_train_dataloader()
-
-    batches = endless()
+    batches = chain.from_iterable(trainer.get_train_dataloader() for _ in count())  # without end
 
     def step() -> int:
         batch = next(batches)
@@ -295,6 +290,5 @@ def transformers_generation(model: Any, prompts: list[list[int]], new: int) -> C
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)  # (B, longest)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    return lambda: model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, use_cache=True)[
-        :, -new:
-    ].numel()
+    how: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": new, "do_sample": False, "use_cache": True}
+    return lambda: model.generate(ids, **how)[:, -new:].numel()

@@ -4,8 +4,6 @@ A machine that slows down for a while then slows all of them, and a ratio hardly
 """
 
 import functools
-import os
-import platform
 import random
 import statistics
 import time
@@ -13,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+
+import run.device
 
 
 @dataclass
@@ -82,12 +82,7 @@ def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 def machine(device: torch.device) -> str:
     """One line: what the figures were measured on."""
-    name = platform.processor() or platform.machine()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    elif os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next((line.split(": ")[1].strip() for line in file if line.startswith("model name")), name)
-        units = [u for u, has in getattr(torch.cpu, "get_capabilities", dict)().items() if has is True and "bf16" in u]
-        name += f", bf16 units: {', '.join(units) or 'none'}"
-    return f"{name}; {torch.get_num_threads()} thread(s); torch {torch.__version__}, Python {platform.python_version()}"
+    found = run.device.machine(device)
+    units = f"{found['processor']}, bf16 units: {', '.join(run.device.cpu_bf16_units()) or 'none'}"
+    name = found["device"] if device.type == "cuda" else units
+    return f"{name}; {found['threads']} thread(s); torch {found['torch']}, Python {found['Python']}"

@@ -7,27 +7,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import wraps
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import compare
 import train_rlhf
+from experiment import preference
 from run import rollout
 
 
 def shares(config: train_rlhf.Config) -> tuple[float, float, float]:
     """Seconds of a run: in generate, in roll_out (which scores the answers too), and in all of it."""
     sampling, rolling_out = [0.0], [0.0]
-    generate, roll_out = rollout.generate, train_rlhf.roll_out
-    rollout.generate, train_rlhf.roll_out = timed(generate, sampling), timed(roll_out, rolling_out)
-    try:
+    generate = mock.patch.object(rollout, "generate", timed(rollout.generate, sampling))
+    roll_out = mock.patch.object(train_rlhf, "roll_out", timed(train_rlhf.roll_out, rolling_out))
+    with generate, roll_out:
         seconds = train_rlhf.main(config)["seconds"]
-    finally:
-        rollout.generate, train_rlhf.roll_out = generate, roll_out
     return sampling[0], rolling_out[0], seconds
 
 
 def timed(function: Callable, took: list[float]) -> Callable:
-    @wraps(function)
     def run(*given: Any, **how: Any) -> Any:
         begun = time.perf_counter()
         found = function(*given, **how)
@@ -39,19 +39,7 @@ def timed(function: Callable, took: list[float]) -> Callable:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        config = train_rlhf.Config(  # as compare.py has it
-            instructions="data/builtin/preferences.json",
-            columns="output=chosen",
-            init_from=f"{sys.argv[1]}/sft",
-            reward=f"{sys.argv[1]}/reward-model",
-            block_size=240,
-            batch_size=16,
-            steps=40,
-            learning_rate=5e-5,
-            beta=0.5,
-            eval_every=200,
-            held_out=0.05,
-            out=f"{folder}/run",
-        )
-        sampling, rolling_out, seconds = shares(config)
+        methods = compare.methods_of_preference(compare.Config(), Path(sys.argv[1]), seed=0)
+        [method] = [method for method in methods if method.name == preference.RLHF]
+        sampling, rolling_out, seconds = shares(method.config(f"{folder}/run"))
     print(f"sampling {sampling:.1f} s, with the rewards {rolling_out:.1f} s, of {seconds:.1f} s")

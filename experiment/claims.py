@@ -5,10 +5,11 @@ Nothing is decided in advance: two shares differ when they are more than 1.96 st
 evidence is missing or too small the verdict says so.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from experiment.verdicts import FAILS, HOLDS, UNSEEN, above_chance, beats, both, draws_beat, when
 
@@ -21,13 +22,10 @@ def ledger(seeds: list[Evidence], claims: Mapping[str, tuple[str, Claim]]) -> li
     """Each claim with its verdict on every seed; the verdict of all is theirs if they agree."""
     entries, seeds = [], with_all_draws(seeds)
     for number, (sentence, claim) in claims.items():
-        findings = [claim(evidence) for evidence in seeds]
-        verdicts = [verdict for verdict, _ in findings]
+        verdicts, numbers = map(list, zip(*map(claim, seeds), strict=True))
         overall = verdicts[0] if len(set(verdicts)) == 1 else f"{UNSEEN}: the seeds disagree ({', '.join(verdicts)})"
-        numbers = [numbers for _, numbers in findings]
-        entries.append(
-            {"number": number, "claim": sentence, "verdict": overall, "verdicts": verdicts, "numbers": numbers}
-        )
+        entry = {"number": number, "claim": sentence, "verdict": overall}
+        entries.append(entry | {"verdicts": verdicts, "numbers": numbers})
     return entries
 
 
@@ -128,13 +126,9 @@ def at_the_same_domain_nll(
 ) -> list[tuple[float, float, float]]:
     """(domain NLL, base NLL of full, of LoRA); both are given as points (steps, domain NLL, base NLL)."""
     full_curve, lora_curve = (sorted((domain, base) for _, domain, base in curve) for curve in (full, lora))
-    pairs = []
-    for domain, base in lora_curve[:-1]:  # the last is where both start
-        for (x0, y0), (x1, y1) in itertools.pairwise(full_curve):
-            if x0 <= domain <= x1 and x1 > x0:
-                pairs.append((domain, y0 + (y1 - y0) * (domain - x0) / (x1 - x0), base))
-                break
-    return pairs
+    xs, ys = zip(*full_curve, strict=True)
+    common = [one for one in lora_curve[:-1] if xs[0] <= one[0] <= xs[-1]]  # the last is where both start
+    return [(domain, float(np.interp(domain, xs, ys)), base) for domain, base in common]
 
 
 def lora_is_small(e: Evidence) -> Finding:
@@ -204,18 +198,16 @@ def more_tasks(e: Evidence, key: str) -> Finding:
 
 def grading_the_prompt(e: Evidence) -> Finding:
     masked, graded = e["rows"]["SFT"], e["rows"]["SFT, prompt graded"]
-    splits = [split for split, share in masked["exact_match"].items() if share["n"]]
-    if not splits:
+    of_splits = [[one for one in row["exact_match"].values() if one["n"]] for row in (masked, graded)]
+    n = sum(share["n"] for share in of_splits[0])
+    if not n:
         return UNSEEN, "no questions"
-    n = sum(masked["exact_match"][split]["n"] for split in splits)
-    right = [
-        sum(row["exact_match"][s]["value"] * row["exact_match"][s]["n"] for s in splits) / n for row in (masked, graded)
-    ]
-    helps = beats(right[1], right[0], n, n)
-    return {HOLDS: FAILS, FAILS: HOLDS, UNSEEN: UNSEEN}[helps], (
+    right = [sum(share["value"] * share["n"] for share in shares) / n for shares in of_splits]
+    verdict = beats(right[0], right[1], n, n)
+    return verdict, (
         f"masked: response NLL {masked['response_nll']:.3f}, exact match {right[0]:.1%} of {n} questions; "
         f"prompt graded too: {graded['response_nll']:.3f}, {right[1]:.1%}"
-        + ("; the difference is within 1.96 standard errors" if helps == UNSEEN else "")
+        + ("; the difference is within 1.96 standard errors" if verdict == UNSEEN else "")
     )
 
 

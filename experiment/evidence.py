@@ -22,14 +22,13 @@ from data.examples import (
 )
 from evaluate import Yardsticks, first_lines, judge_texts
 from experiment import in_context
+from experiment.claims import Evidence
 from experiment.method import Method
 from model.gpt import GPT
 from model.lora import merge, unmerge
 from model.switch import plain_names
 from store import checkpoint
 from store.learned import fingerprint, read_learned
-
-Evidence = dict[str, Any]
 
 
 def gather(

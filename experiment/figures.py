@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from experiment.claims import Evidence
 from run.plot import smooth
 
-Evidence = dict[str, Any]
 Point = tuple[float, float, str]  # x, y, what it is
 
 
@@ -117,10 +117,9 @@ def by_task(seeds: Sequence[Evidence]) -> Figure:
             (share["chance"], tasks.index(task), f"{task}, by chance: {share['chance']:.1%}")
             for task, share in first["by_task"].items()
         ]
+        series.append(Series("by chance", guesses))
         if tasks:
-            panels.append(
-                Panel(split, "exact match", "", [*series, Series("by chance", guesses)], names=tasks, x_is_share=True)
-            )
+            panels.append(Panel(split, "exact match", "", series, names=tasks, x_is_share=True))
     return Figure("Task by task", "A dot is a seed.", panels)
 
 
@@ -192,20 +191,19 @@ def learned(seeds: Sequence[Evidence]) -> Figure:
     panels = []
     for split in ("instances", "facts"):
         series, shares = [], seeds[0]["rows"]["base"]["exact_match"][split]
+        if not shares["n"]:
+            continue
         for name in (name for name in seeds[0]["rows"] if name != "base"):
             rows = [evidence["rows"][name] for evidence in seeds]
             points = [(row["trainable"], row["exact_match"][split]["value"]) for row in rows]
-            less = [
-                evidence["smaller"][name] for evidence in seeds if name in evidence["smaller"] and split == "instances"
-            ]
-            points += [(one["trainable"], one["instances"]["value"]) for one in less]
-            points = [(x, y) for x, y in points if y is not None]
+            if split == "instances":
+                less = [evidence["smaller"][name] for evidence in seeds if name in evidence["smaller"]]
+                points += [(one["trainable"], one["instances"]["value"]) for one in less]
             sizes = sorted({x for x, _ in points})
             line = [(size, statistics.mean(y for x, y in points if x == size)) for size in sizes]
             series.append(Series(name, [(x, y, f"{name}, {x:,} numbers: {y:.1%}") for x, y in points], line))
-        if shares["n"]:
-            where = {"chance": shares["chance"], "y_is_share": True, "is_log": True}
-            panels.append(Panel(f"new {split}", "numbers that learn", "exact match", series, **where))
+        where = {"chance": shares["chance"], "y_is_share": True, "is_log": True}
+        panels.append(Panel(f"new {split}", "numbers that learn", "exact match", series, **where))
     return Figure("What is reached with how few numbers", "A dot is a seed, a dashed line chance.", panels)
 
 
@@ -238,13 +236,9 @@ def svg(panel: Panel) -> str:
     """One panel; its text says what it is in words."""
     left = LEFT + (LETTER * max(map(len, panel.names)) - 38 if panel.names else 0)
     height = A_NAME * len(panel.names) + TOP + BELOW if panel.names else HIGH
-    dots = [(x, y) for series in panel.series for x, y, _ in series.dots]
-    dots += [point for series in panel.series for point in series.line]
-    level = [panel.chance] if panel.chance is not None else []
-    xs = [x for x, _ in dots] + (level if panel.names else [])
-    ys = [y for _, y in dots] + ([] if panel.names else level)
-    x_ticks = ticks(xs, panel.is_log, panel.x_is_share)
-    y_ticks = [*range(len(panel.names))] if panel.names else ticks(ys, False, panel.y_is_share)
+    dots = [dot for series in panel.series for dot in series.dots]  # which no line leaves
+    x_ticks = ticks([x for x, _, _ in dots], panel.is_log, panel.x_is_share)
+    y_ticks = [*range(len(panel.names))] if panel.names else ticks([y for _, y, _ in dots], False, panel.y_is_share)
     x_of = scale(x_ticks, (left, WIDTH - RIGHT), panel.is_log)
     low, high = (-0.5, len(panel.names) - 0.5) if panel.names else (y_ticks[0], y_ticks[-1])
     y_of = scale([low, high], (height - BELOW, TOP), False)

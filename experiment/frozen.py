@@ -7,7 +7,7 @@ with how few numbers; each has a smaller variant, of less width or length.
 from typing import Any
 
 from evaluate import Yardsticks, judge_answers
-from experiment.claims import Claim, Finding, match, said
+from experiment.claims import Claim, Evidence, Finding, match, said
 from experiment.method import Method
 from experiment.verdicts import HOLDS, UNSEEN, above_chance, beats, both, when
 from model.gpt import GPT
@@ -15,7 +15,6 @@ from model.switch import base_state_dict
 from store import checkpoint
 from store.learned import fingerprint
 
-Evidence = dict[str, Any]
 SIZES = {"adapter-SFT": "width", "prefix-SFT": "length", "prompt-SFT": "length"}  # the flag that makes each larger
 
 

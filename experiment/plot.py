@@ -1,47 +1,31 @@
-"""Plots of a comparison. matplotlib is no run-time package: without it there is a sentence instead."""
+"""Plots of a comparison's first seed. matplotlib is no run-time package: without it there is a sentence instead."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiment.claims import Evidence
 from experiment.frozen import SIZES
 from experiment.tasks import SPLITS
 from run.plot import MISSING, smooth
 
 
-def comparison(results: dict[str, Any], out: Path) -> str:
-    """Draws loss curves, what was learned against what was forgotten, what examples in the prompt do, and accuracy by
-    task, all of the first seed, as PNG files in `out`. Returns a sentence that says so, or that matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return f"No plots: {MISSING}."
-    evidence = results["evidence"][0]
-    drawn = {
-        "losses": losses(Figure(figsize=(10, 4), layout="constrained"), evidence["losses"]),
-        "forgetting": forgetting(Figure(figsize=(6, 4.5), layout="constrained"), evidence["forgetting"]),
-        "in_context": in_context(Figure(figsize=(10, 3.8), layout="constrained"), evidence),
-        "tasks": tasks(Figure(layout="constrained"), evidence["rows"]),
-    }
-    for name, figure in drawn.items():
-        figure.savefig(out / f"{name}.png", dpi=120)
-    return f"Plots: {', '.join(f'{name}.png' for name in drawn)}."
-
-
-def losses(figure: Any, of_methods: dict[str, Any]) -> Any:
+def losses(figure: Any, evidence: Evidence) -> None:
+    figure.set_size_inches(10, 4)
     texts, responses = figure.subplots(1, 2)
-    for method, points in of_methods.items():
+    for method, points in evidence["losses"].items():
         axes = responses if "SFT" in method else texts
         axes.plot(*zip(*smooth(points), strict=True), label=method)
     for axes, title in ((texts, "on the domain"), (responses, "on the instructions")):
         axes.set(title=title, xlabel="step", ylabel="training loss, nats a token (smoothed)")
         axes.legend()
-    return figure
 
 
-def forgetting(figure: Any, of_methods: dict[str, Any]) -> Any:
+def forgetting(figure: Any, evidence: Evidence) -> None:
+    figure.set_size_inches(6, 4.5)
     axes = figure.subplots()
-    for colour, (method, curves) in enumerate(of_methods.items()):
+    for colour, (method, curves) in enumerate(evidence["forgetting"].items()):
         for curve, line in zip(curves, ("o-", "o:"), strict=True):
             _, domain, base = zip(*curve["points"], strict=True)
             axes.plot(domain, base, line, color=f"C{colour}", label=f"{method}, rate {curve['rate']:.1e}")
@@ -52,11 +36,11 @@ def forgetting(figure: Any, of_methods: dict[str, Any]) -> Any:
         ylabel="NLL of the base text, nats (upwards: forgotten)", title="after so many steps",
     )  # fmt: skip
     axes.legend(fontsize=8)
-    return figure
 
 
-def in_context(figure: Any, evidence: dict[str, Any]) -> Any:
+def in_context(figure: Any, evidence: Evidence) -> None:
     """By the number of examples in the prompt, of either kind of tasks; and by the number of tasks trained on."""
+    figure.set_size_inches(10, 3.8)
     *panels, by_number = figure.subplots(1, 3, sharey=True)
     for axes, (kind, of_kind) in zip(panels, evidence["few_shot"].items(), strict=True):
         for name, shares in of_kind.items():
@@ -76,19 +60,15 @@ def in_context(figure: Any, evidence: dict[str, Any]) -> Any:
             by_number.plot([point["tasks"]] * len(shares), shares, "_", color=colour)
     by_number.set(title="tasks never trained", xlabel="tasks that LoRA-SFT trained on")
     by_number.legend(fontsize=8)
-    return figure
 
 
-def tasks(figure: Any, rows: dict[str, Any]) -> Any:
+def tasks(figure: Any, evidence: Evidence) -> None:
     methods = ("SFT", "LoRA-SFT", "SFT, random weights")
-    by_split = {
-        split: [rows[method]["exact_match"][split]["by_task"] for method in methods]
-        for split in ("instances", "facts", "tasks")
-    }
+    exact = [evidence["rows"][method]["exact_match"] for method in methods]
     bars = [
-        (f"{task} ({split})", [by_task[task] for by_task in of_methods])
-        for split, of_methods in by_split.items()
-        for task in of_methods[0]
+        (f"{task} ({split})", [of_method[split]["by_task"][task] for of_method in exact])
+        for split in ("instances", "facts", "tasks")
+        for task in exact[0][split]["by_task"]
     ][::-1]
     figure.set_size_inches(8, 0.34 * len(bars) + 1)
     axes = figure.subplots()
@@ -99,18 +79,11 @@ def tasks(figure: Any, rows: dict[str, Any]) -> Any:
     axes.set(yticks=range(len(bars)), yticklabels=[name for name, _ in bars], xlabel="exact match", xlim=(0, 1))
     axes.set_ylim(-0.6, max(1, len(bars)) - 0.4)
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.03), ncols=4, fontsize=8)
-    return figure
 
 
-def learned(results: dict[str, Any], out: Path) -> str:
-    """Draws exact match against how many numbers learn, of the first seed, as learned.png in `out`. Returns a sentence
-    that says so, or that matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return f"No plot: {MISSING}."
-    evidence = results["evidence"][0]
-    figure = Figure(figsize=(9, 4), layout="constrained")
+def exact_match(figure: Any, evidence: Evidence) -> None:
+    """Against how many numbers learn."""
+    figure.set_size_inches(9, 4)
     for axes, split in zip(figure.subplots(1, 2, sharey=True), ("instances", "facts"), strict=True):
         for name, row in evidence["rows"].items():
             if name != "base" and row["exact_match"][split]["n"]:
@@ -123,22 +96,15 @@ def learned(results: dict[str, Any], out: Path) -> str:
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("exact match")
     figure.axes[0].legend(fontsize=8, loc="lower right")
-    figure.savefig(out / "learned.png", dpi=120)
-    return "Plot: learned.png."
 
 
-def classes(results: dict[str, Any], out: Path) -> str:
-    """Draws what each tells right, on seen and on unseen words, of the first seed, as classes.png in `out`. Returns a
-    sentence that says so, or that matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return f"No plot: {MISSING}."
-    rows = results["evidence"][0]["rows"]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = {"lists: the group of the words": ("lists", ""), "pairs of words": ("pairs", "")}
-    panels |= {"tags: who gives, who takes": ("tags", " roles")}
-    for axes, (title, (task, what)) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
+def told_right(figure: Any, evidence: Evidence) -> None:
+    """By who learns, on seen and on unseen words."""
+    figure.set_size_inches(10, 4)
+    rows = evidence["rows"]
+    panels = [("lists: the group of the words", "lists", ""), ("pairs of words", "pairs", "")]
+    panels += [("tags: who gives, who takes", "tags", " roles")]
+    for axes, (title, task, what) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
         asked = {n: of_tasks[task] for n, of_tasks in enumerate(rows.values()) if task in of_tasks}
         for split, up in zip(SPLITS, (-0.2, 0.2), strict=True):
             where = [n + up for n in asked]
@@ -148,19 +114,11 @@ def classes(results: dict[str, Any], out: Path) -> str:
     axes.set_yticklabels(list(rows))
     axes.invert_yaxis()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    figure.savefig(out / "classes.png", dpi=120)
-    return "Plot: classes.png."
 
 
-def preference(results: dict[str, Any], out: Path) -> str:
-    """Draws the chosen responses' NLL under DPO, the rewards under RLHF, and style against right answers, of the first
-    seed, as preference.png in `out`. Returns a sentence that says so, or that matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return f"No plot: {MISSING}."
-    evidence = results["evidence"][0]
-    figure = Figure(figsize=(12, 4), layout="constrained")
+def preferred(figure: Any, evidence: Evidence) -> None:
+    """The chosen responses' NLL under DPO, the rewards under RLHF, and style against right answers."""
+    figure.set_size_inches(12, 4)
     chosen, reward, answers = figure.subplots(1, 3)
     for axes, column in ((chosen, "chosen_nll"), (reward, "reward")):
         for name, rows in evidence["metrics"].items():
@@ -176,5 +134,24 @@ def preference(results: dict[str, Any], out: Path) -> str:
     answers.set(title="answers to new instances", xlabel="in the preferred style", ylabel="right, in either style")
     answers.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     answers.legend(fontsize=8)
-    figure.savefig(out / "preference.png", dpi=120)
-    return "Plot: preference.png."
+
+
+def saved(drawings: dict[str, Callable[[Any, Evidence], None]], results: dict[str, Any], out: Path) -> str:
+    """Draws the first seed, each drawing as NAME.png in `out`. Returns a sentence that says so, or that matplotlib is
+    missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return f"No plots: {MISSING}."
+    for name, draw in drawings.items():
+        figure = Figure(layout="constrained")
+        draw(figure, results["evidence"][0])
+        figure.savefig(out / f"{name}.png", dpi=120)
+    return f"Plots: {', '.join(f'{name}.png' for name in drawings)}."
+
+
+# of a comparison of each family: (results, out)
+comparison = partial(saved, {"losses": losses, "forgetting": forgetting, "in_context": in_context, "tasks": tasks})
+learned = partial(saved, {"learned": exact_match})
+classes = partial(saved, {"classes": told_right})
+preference = partial(saved, {"preference": preferred})

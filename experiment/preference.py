@@ -13,10 +13,10 @@ from cli import Mistake
 from data.examples import Pair, Reading, instruction_example
 from data.pairs import from_pairs, read_pairs, scored_pairs
 from evaluate import Yardsticks, token_nll
-from experiment.claims import Claim, Finding
+from experiment.claims import Claim, Evidence, Finding
 from experiment.evidence import metrics
 from experiment.method import Method
-from experiment.report import aligned, formatted
+from experiment.report import aligned, formatted, how_exact
 from experiment.verdicts import FAILS, HOLDS, beats, both, when
 from model.generate import cannot_write, generate
 from model.gpt import GPT
@@ -25,7 +25,6 @@ from run.pairs import pair_accuracy, pair_margins
 from run.rollout import Answer, as_batch
 from store import checkpoint
 
-Evidence = dict[str, Any]
 SFT, REWARD, DPO, WITH_NLL, STRONG, RLHF, EXACT, FAST, HACKED = METHODS = (
     "SFT", "reward model", "DPO", "DPO too strong, with NLL", "DPO too strong",
     "RLHF", "RLHF, exact rewards", "RLHF, fast", "RLHF, fast, without KL",
@@ -86,21 +85,17 @@ def of_answers(
     for prefix, temperature in (("", 0.0), ("sampled_", 1.0)):
         generator = torch.Generator(y.device).manual_seed(seed)
         said: list[list[int]] = []
-        for start in range(0, len(prompts), 64):
-            some = prompts[start : start + 64]
-            said += generate(model, some, LONGEST, eot, temperature, generator=generator)
+        for i in range(0, len(prompts), 64):
+            said += generate(model, prompts[i : i + 64], LONGEST, eot, temperature, generator=generator)
         texts = [y.tokenizer.decode(answer).strip() for answer in said]
-        ended = [len(answer) < LONGEST for answer in said]
         right = [
-            end and text.removesuffix(closing) == one.output
-            for text, end, one in zip(texts, ended, questions, strict=True)
+            len(answer) < LONGEST and text.removesuffix(closing) == one.output
+            for answer, text, one in zip(said, texts, questions, strict=True)
         ]
         found[f"{prefix}style"] = sum(text.endswith(closing) for text in texts) / len(texts)
         found[f"{prefix}right"] = sum(right) / len(right)
-    answers = [
-        Answer(prompt, [*answer, *[eot] * (len(answer) < LONGEST)], [])
-        for prompt, answer in zip(prompts, said, strict=True)
-    ]
+    said = [[*answer, eot] if len(answer) < LONGEST else answer for answer in said]
+    answers = [Answer(prompt, answer, []) for prompt, answer in zip(prompts, said, strict=True)]
     apart = [kl_of(model, reference, answers[i : i + 64], y.device) for i in range(0, len(answers), 64)]
     found["kl"] = float(torch.cat(apart).mean()) if has_kl else None
     found["length"] = sum(len(one.tokens) for one in answers) / len(answers)
@@ -122,9 +117,8 @@ def of_pairs(
     model: GPT, reference: GPT, has_learned: bool, pairs: Sequence[Pair], y: Yardsticks
 ) -> dict[str, float | None]:
     """Of held-out pairs: the share told right by log π / π_ref, and the NLL of the chosen responses, nats a token."""
-    margins = pair_margins(model, pairs, y.batch_size, reference) if has_learned else None
     return {
-        "pairs": None if margins is None else pair_accuracy(margins),
+        "pairs": pair_accuracy(pair_margins(model, pairs, y.batch_size, reference)) if has_learned else None,
         "chosen_nll": token_nll(model, [pair.chosen for pair in pairs], y.batch_size),
     }
 
@@ -146,21 +140,15 @@ COLUMNS = {  # heading of the table: key in results.json, format
 }
 
 
-def legend(results: dict[str, Any]) -> str:
-    seeds = len(results["seeds"])
-    return (
+def page(results: dict[str, Any]) -> str:
+    lines = [[formatted(row, key, form) for key, form in COLUMNS.values()] for row in results["rows"]]
+    return f"{aligned([list(COLUMNS), *lines])}\n\n" + (
         f"Answers to {results['evidence'][0]['n']} new instances. style: the share in the preferred style; right: of\n"
         "right answers, in either style; greedy, and sampled. KL: of the answers from those of SFT, nats an answer;\n"
         "tokens: an answer. pairs: the share of held-out pairs told right, by the score or by log π / π_ref.\n"
         "chosen NLL: of the chosen responses of those pairs, nats a token; base NLL: of the base's text.\n"
-        + ("One seed: no intervals." if seeds == 1 else f"Means of {seeds} seeds, ± 95 % intervals.")
-        + (" Quick: a few steps and questions, so the numbers are small and rough." if results["quick"] else "")
+        f"{how_exact(results)}"
     )
-
-
-def page(results: dict[str, Any]) -> str:
-    lines = [[formatted(row, key, form) for key, form in COLUMNS.values()] for row in results["rows"]]
-    return f"{aligned([list(COLUMNS), *lines])}\n\n{legend(results)}"
 
 
 # ---- the claims ------------------------------------------------------------------------------------------------------
@@ -174,10 +162,6 @@ def shares(e: Evidence, *names: str) -> str:
 def reaches(e: Evidence, name: str) -> str:
     """Whether nearly all greedy answers are in the style, where those of SFT are not."""
     return when(e["rows"][name]["style"] >= 0.95 > e["rows"][SFT]["style"])
-
-
-def costs_little(e: Evidence, *names: str) -> str:
-    return when(all(e["rows"][name]["right"] >= e["rows"][SFT]["right"] - POINTS for name in names))
 
 
 def loses_answers(e: Evidence, name: str, than: str) -> str:
@@ -210,7 +194,8 @@ def rlhf_reaches(e: Evidence) -> Finding:
 
 
 def tax_is_small(e: Evidence) -> Finding:
-    return costs_little(e, DPO, RLHF), f"style / right: {shares(e, SFT, DPO, RLHF)}"
+    is_small = all(e["rows"][name]["right"] >= e["rows"][SFT]["right"] - POINTS for name in (DPO, RLHF))
+    return when(is_small), f"style / right: {shares(e, SFT, DPO, RLHF)}"
 
 
 def too_strong_collapses(e: Evidence) -> Finding:

@@ -18,7 +18,7 @@ from typing import Any
 from cli import Mistake, flag, listed, one_sentence
 from data.files import write_whole
 from evaluate import SPLITS
-from experiment.figures import COLOURS, SHAPES, SHARES, Figure, figures, measures, named, svg
+from experiment.figures import COLOURS, SHAPES, SHARES, Figure, figures, measures, named, of_seed, svg
 from experiment.verdicts import t_975
 
 
@@ -76,18 +76,20 @@ def formatted(row: dict[str, Any], key: str, form: str) -> str:
 
 
 def legend(results: dict[str, Any]) -> str:
-    n = {split: share["n"] for split, share in results["rows"][0]["exact_match"].items()}
-    seeds = len(results["seeds"])
+    asked = (f"{share['n']} {split}" for split, share in results["rows"][0]["exact_match"].items())
     return (
         "learns: parameters; peak MB: the most memory the process held; checkpoint: bytes. The rest: held-out data.\n"
         "NLL: nats a token, and the exponential of it is the perplexity: of the base's text (what is forgotten), of\n"
         "the domain (what is learned), and of the responses to new instances; then exact match of greedy answers,\n"
-        "which must end where the response ends: "
-        + ", ".join(f"{count} {split}" for split, count in n.items())
-        + ".\n"
-        + ("One seed: no intervals." if seeds == 1 else f"Means of {seeds} seeds, ± 95 % intervals.")
-        + (" Quick: a few steps and questions, so the numbers are small and rough." if results["quick"] else "")
+        f"which must end where the response ends: {', '.join(asked)}.\n{how_exact(results)}"
     )
+
+
+def how_exact(results: dict[str, Any]) -> str:
+    """The last sentences of each family's legend."""
+    seeds = len(results["seeds"])
+    quick = " Quick: a few steps and questions, so the numbers are small and rough." if results["quick"] else ""
+    return ("One seed: no intervals." if seeds == 1 else f"Means of {seeds} seeds, ± 95 % intervals.") + quick
 
 
 def page(results: dict[str, Any]) -> str:
@@ -99,8 +101,7 @@ def claims(entries: list[dict[str, Any]]) -> str:
     lines = []
     for entry in entries:
         lines.append(f"- {entry['number']}. {entry['claim']} **{entry['verdict']}**")
-        several = len(entry["numbers"]) > 1
-        lines += [f"   - {f'seed {i}: ' if several else ''}{numbers}" for i, numbers in enumerate(entry["numbers"])]
+        lines += [f"   - {of_seed(i, entry['numbers'])}{numbers}" for i, numbers in enumerate(entry["numbers"])]
     return "\n".join(lines)
 
 
@@ -142,33 +143,30 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
     """A column a measure, which a click sorts by."""
     found = [dict(measures(row)) for row in rows]
     paths = list(dict.fromkeys(path for row in sorted(found, key=len, reverse=True) for path in row))
-    names = [HEADINGS.get(path[0], named(path)) if len(path) == 1 else named(path) for path in paths]
-    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in ["method", *names])
+    names = ["method", *(HEADINGS.get(path[0], named(path)) for path in paths)]
+    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in names)
     body = ""
     for row, measured in zip(rows, found, strict=True):
         cells = "".join(cell(row, path, measured.get(path)) for path in paths)
         body += f'<tr><th scope="row">{escape(row["method"])}</th>{cells}</tr>\n'
-    shares = [next((row[path] for row in found if path in row), None) for path in paths]
-    chance = "".join(
-        f"<td>{share['chance']:.1%}</td>" if isinstance(share, dict) and share["n"] else "<td>–</td>"
-        for share in shares
-    )
+    first = [next(row[path] for row in found if path in row) for path in paths]
+    guessed = [f"{one['chance']:.1%}" if isinstance(one, dict) and one["n"] else "–" for one in first]
+    chance = "".join(f"<td>{share}</td>" for share in guessed)
     foot = f'<tfoot><tr><th scope="row">by chance</th>{chance}</tr></tfoot>'
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}</table>"
 
 
 def cell(row: dict[str, Any], path: Sequence[str], found: Any) -> str:
     """A number as the table in Markdown has it, with the bare one to sort by."""
-    within = row
-    for key in path[:-1]:
-        within = within.get(key, {})
-    is_share = isinstance(found, dict)
-    value = found["value"] if is_share else found
-    if value is None:
+    *parents, key = path
+    for parent in parents:
+        row = row.get(parent, {})
+    form = FORMS.get(key, "{:,}" if isinstance(found, int) else "{:.3f}")
+    if isinstance(found, dict):
+        row, key, form = found, "value", "{:.1%}"
+    if row.get(key) is None:
         return "<td>–</td>"
-    form = "{:.1%}" if is_share else FORMS.get(path[-1], "{:,}" if isinstance(value, int) else "{:.3f}")
-    said = formatted(found, "value", form) if is_share else formatted(within, path[-1], form)
-    return f'<td data-value="{value}">{said}</td>'
+    return f'<td data-value="{row[key]}">{formatted(row, key, form)}</td>'
 
 
 def figure(of: Figure) -> str:
@@ -194,10 +192,7 @@ def figure(of: Figure) -> str:
 
 def claim(entry: dict[str, Any]) -> str:
     kind = {"holds": "holds", "does not hold": "fails"}.get(entry["verdict"], "unseen")
-    several = len(entry["numbers"]) > 1
-    numbers = "".join(
-        f"<li>{f'seed {n}: ' if several else ''}{escape(said)}</li>" for n, said in enumerate(entry["numbers"])
-    )
+    numbers = "".join(f"<li>{of_seed(n, entry['numbers'])}{escape(s)}</li>" for n, s in enumerate(entry["numbers"]))
     return (
         f"<tr><td>{escape(entry['number'])}</td><td>{escape(entry['claim'])}<ul>{numbers}</ul></td>"
         f'<td><span class="{kind}">{escape(entry["verdict"])}</span></td></tr>\n'
@@ -206,16 +201,14 @@ def claim(entry: dict[str, Any]) -> str:
 
 def samples_of(said: dict[str, list[dict[str, str]]]) -> str:
     """Prompt by prompt, what each method writes."""
-    by_prompt: dict[str, list[tuple[str, str]]] = {}
-    for method, of_method in said.items():
-        for sample in of_method:
-            by_prompt.setdefault(sample["prompt"], []).append((method, sample["answer"]))
     parts = ""
-    for prompt, answers in by_prompt.items():
-        cells = "".join(f"<div><h4>{escape(method)}</h4><pre>{escape(said)}</pre></div>" for method, said in answers)
-        parts += (
-            f'<h3 class="prompt"><span>After</span></h3><pre>{escape(prompt)}</pre><div class="answers">{cells}</div>\n'
+    for samples in zip(*said.values(), strict=True):
+        cells = "".join(
+            f"<div><h4>{escape(method)}</h4><pre>{escape(sample['answer'])}</pre></div>"
+            for method, sample in zip(said, samples, strict=True)
         )
+        prompt = f'<h3 class="prompt"><span>After</span></h3><pre>{escape(samples[0]["prompt"])}</pre>'
+        parts += f'{prompt}<div class="answers">{cells}</div>\n'
     return parts
 
 

@@ -7,11 +7,12 @@ Methods on the domain are judged by what they learn and forget, instruction tuni
 than those of the comparison. data/builtin/sweep.md is what this printed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from evaluate import SPLITS, Yardsticks, judge
 from experiment.method import Method
+from experiment.report import formatted
 
 RATES = {
     "continued pretraining": (3e-4, 1e-3, 2e-3),
@@ -24,7 +25,7 @@ RATES = {
 }
 
 
-def sweep(methods: Sequence[Method], y: Yardsticks, out: Path, formatted: Callable[..., str]) -> None:
+def sweep(methods: Sequence[Method], y: Yardsticks, out: Path) -> None:
     """Prints the table row by row, and writes it to sweep.md."""
     head = ["method", "learning rate", "base NLL", "domain NLL", "response NLL", *SPLITS]
     table = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]

@@ -22,14 +22,13 @@ from data.files import write_whole
 from data.labelled import Record, examples_of, read_labelled, read_tagged, to_learn_and_to_judge
 from data.records import Instruction
 from evaluate import answered_right
-from experiment.claims import Claim, Finding, said
+from experiment.claims import Claim, Evidence, Finding, said
 from experiment.method import Method
-from experiment.report import aligned, formatted
+from experiment.report import aligned, formatted, how_exact
 from experiment.verdicts import HOLDS, above_chance, beats, both, when
 from run.predict import accuracy, judged
 from store import checkpoint
 
-Evidence = dict[str, Any]
 TASKS = {  # the flag of train_classifier.py, and the name of two files: NAME.json and NAME-unseen.json
     "lists": ("labelled", "labelled"),
     "pairs": ("labelled", "pairs"),
@@ -132,22 +131,15 @@ def page(results: dict[str, Any]) -> str:
         lines.append([*costs, *(formatted(share, "value", "{:.1%}") for share in shares), f"{one['lists']['ms']:.1f}"])
     guessed = [formatted(rows[0][task][split], "chance", "{:.1%}") for task, split in COLUMNS.values()]
     lines.append(["by chance", "–", "–", *guessed, "–"])
-    n = {name: rows[0][task][split]["n"] for name, (task, split) in COLUMNS.items()}
-    seeds = len(results["seeds"])
-    legend = (
+    judged_are = [f"{rows[0][task][split]['n']} ({name})" for name, (task, split) in COLUMNS.items()]
+    return f"{aligned(lines)}\n\n" + (
         "learns: parameters; seconds: of the longest training; then what is told right, of new lists and new pairs\n"
         "of words, and the words of new stories; unseen: of words that no training names; ms: to answer about one\n"
-        f"list. Judged are {', '.join(f'{count} ({name})' for name, count in n.items())}.\n"
-        + ("One seed: no intervals." if seeds == 1 else f"Means of {seeds} seeds, ± 95 % intervals.")
+        f"list. Judged are {', '.join(judged_are)}.\n{how_exact(results)}"
     )
-    return f"{aligned(lines)}\n\n{legend}"
 
 
 # ---- the claims --------------------------------------------------------------------------------------------------
-
-
-def share_of(e: Evidence, who: str, task: str, split: str) -> dict[str, Any]:
-    return e["rows"][who][task][split]
 
 
 def better(one: dict[str, Any], other: dict[str, Any]) -> str:
@@ -155,22 +147,22 @@ def better(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def head_suffices(e: Evidence) -> Finding:
-    head, full = (share_of(e, who, "lists", "unseen") for who in ("frozen head", "all"))
+    head, full = (e["rows"][who]["lists"]["unseen"] for who in ("frozen head", "all"))
     verdict = both(when(head["value"] >= 0.9 * full["value"]), above_chance(head))
     learns = e["rows"]["frozen head"]["trainable"]
     return verdict, f"lists of unseen words: {learns:,} numbers on a frozen base {said(head)}; all of them {said(full)}"
 
 
 def updating_helps(e: Evidence) -> Finding:
-    head, lora, full = (share_of(e, who, "pairs", "unseen") for who in ("frozen head", "LoRA + head", "all"))
+    head, lora, full = (e["rows"][who]["pairs"]["unseen"] for who in ("frozen head", "LoRA + head", "all"))
     return better(lora, head), (
         f"pairs of unseen words: frozen head {said(head)}; LoRA + head {said(lora)}; all {said(full)}"
     )
 
 
 def pretraining_carries_over(e: Evidence) -> Finding:
-    seen, unseen = (share_of(e, "random weights", "lists", split) for split in SPLITS)
-    full = share_of(e, "all", "lists", "unseen")
+    seen, unseen = (e["rows"]["random weights"]["lists"][split] for split in SPLITS)
+    full = e["rows"]["all"]["lists"]["unseen"]
     verdict = both(better(full, unseen), above_chance(full), when(above_chance(unseen) != HOLDS))
     return verdict, (
         f"lists: from random weights {seen['value']:.1%} of seen words, {said(unseen)} of unseen ones; "
@@ -181,19 +173,17 @@ def pretraining_carries_over(e: Evidence) -> Finding:
 def labelling_sees_both_sides(e: Evidence) -> Finding:
     verdicts, numbers = [], []
     for split in SPLITS:
-        one, other = (share_of(e, who, "tags", f"{split} roles") for who in ("encoder", "all"))
+        one, other = (e["rows"][who]["tags"][f"{split} roles"] for who in ("encoder", "all"))
         verdicts.append(better(one, other))
         numbers.append(f"{split} words: encoder {said(one)}, causal base {other['value']:.1%}")
     return both(*verdicts), "givers and takers found: " + "; ".join(numbers)
 
 
 def sft_in_words(e: Evidence) -> Finding:
-    numbers = []
     words, lora = e["rows"]["SFT in words"], e["rows"]["LoRA + head"]
-    for task in ASKED:
-        one, other = words[task]["unseen"], lora[task]["unseen"]
-        numbers.append(f"{task} of unseen words: {said(one)}, with a head {other['value']:.1%}")
-    on_lists, on_pairs = (better(lora[task]["unseen"], words[task]["unseen"]) for task in ("lists", "pairs"))
+    of_tasks = [(task, words[task]["unseen"], lora[task]["unseen"]) for task in ASKED]
+    on_lists, on_pairs = (better(head, one) for _, one, head in of_tasks)
+    numbers = [f"{task} of unseen words: {said(one)}, with a head {head['value']:.1%}" for task, one, head in of_tasks]
     cost = f"{words['seconds']:.0f} s to learn instead of {lora['seconds']:.0f}"
     answer = f"{words['lists']['ms']:.1f} ms to answer instead of {lora['lists']['ms']:.1f}"
     return both(when(on_lists != HOLDS), on_pairs), f"{'; '.join(numbers)}; {cost}, {answer}"

@@ -7,6 +7,7 @@ the number of lines in which the two differ.
 """
 
 import difflib
+import textwrap
 import xml.sax.saxutils
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,14 +188,9 @@ def picture(of: Map) -> str:
 
 def lines_of_text(x: float, y: float, text: str, longest: int, kind: str = "") -> list[str]:
     """A text in lines of so many letters at most."""
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > longest:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
     return [
         f'<text class="{kind}" x="{x}" y="{y + 17 * n}">{xml.sax.saxutils.escape(line)}</text>'
-        for n, line in enumerate(lines)
+        for n, line in enumerate(textwrap.wrap(text, longest))
     ]
 
 

@@ -91,22 +91,21 @@ def memory_there(device: torch.device) -> float | None:
         return min(free + held, torch.cuda.get_per_process_memory_fraction(index) * total)
     if device.type == "mps" and torch.backends.mps.is_available():
         return torch.mps.recommended_max_memory()
-    meminfo = Path("/proc/meminfo")  # Linux alone has it
-    text = meminfo.read_text() if device.type == "cpu" and meminfo.is_file() else ""
-    there = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(there[1]) * 1024 if there else None
+    return bytes_in_proc("MemAvailable", Path("/proc/meminfo")) if device.type == "cpu" else None
+
+
+def bytes_in_proc(name: str, file: Path) -> int | None:
+    """A number of /proc, whose lines are like `MemAvailable:  1234 kB`; None where it is not, as on all but Linux."""
+    found = re.search(rf"{name}:\s+(\d+) kB", file.read_text()) if file.is_file() else None
+    return int(found[1]) * 1024 if found else None
 
 
 def peak_mb(device: torch.device) -> float | None:
     """The most memory, in MB (10^6 bytes), that this process has held so far: of a CUDA GPU, or else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
+    if most := bytes_in_proc("VmHWM", Path("/proc/self/status")):
+        return most / 1e6
     if sys.platform == "darwin":
         import resource
 
@@ -175,9 +174,8 @@ def refuse_wrong_gradients(config: Any, device: torch.device) -> None:
     state of a CPU or a CUDA GPU only, so the second time other activations would be zeroed."""
     drops = max(config.dropout, getattr(config, "lora_dropout", 0.0))
     if device.type == "mps" and config.checkpoint_activations and drops:
-        raise Mistake(
-            "--checkpoint-activations with dropout has wrong gradients on an Apple GPU: leave one of them out"
-        )
+        wrong = "--checkpoint-activations with dropout has wrong gradients"
+        raise Mistake(f"{wrong} on an Apple GPU: leave one of them out")
 
 
 class GradientScale:

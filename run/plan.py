@@ -6,6 +6,7 @@ python -m run.plan --init-from gpt2 --method lora --memory 6GB
 import itertools
 import re
 from dataclasses import dataclass, replace
+from math import isqrt
 
 import torch
 
@@ -118,12 +119,13 @@ def ways_to_fit(run: Run, limit: float) -> list[tuple[str, float]]:
     """The changes that bring the peak to limit or below, as flags, and the peak of each, in bytes: single changes where
     one is enough, else the fewest together; shorter rows only where all others together are not."""
     config, rows, T = run.config, run.config.batch_size, run.config.block_size
+    divisors = {n for small in range(1, isqrt(rows) + 1) if rows % small == 0 for n in (small, rows // small)}
     forms = {  # of each setting, the mildest first
         "method": [config.method, "lora"] if config.method in ("pretrain", "sft") else [config.method],
         "block_size": [T // 2**n for n in range(6) if T >= 2**n],
         "shard": [config.shard, config.ranks > 1],
         "checkpoint_activations": [config.checkpoint_activations, True],
-        "batch_size": [n for n in range(rows, 0, -1) if rows % n == 0],
+        "batch_size": sorted(divisors, reverse=True),
     }
     ways: dict[tuple[int, tuple[str, ...]], tuple[str, float]] = {}
     for values in itertools.product(*forms.values()):

@@ -60,13 +60,13 @@ def mean(value: float) -> float:
     return total.item() / n_ranks
 
 
-def highest(values: list[float]) -> list[float]:
-    """Of each value the highest of all ranks."""
-    if rank_and_size()[1] > 1:
-        highest = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(highest, dist.ReduceOp.MAX)
-        values = highest.tolist()
-    return values
+def highest(value: float) -> float:
+    """The highest of all ranks' values."""
+    if rank_and_size()[1] == 1:
+        return value
+    of_all = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(of_all, dist.ReduceOp.MAX)
+    return of_all.item()
 
 
 def share(model: nn.Module, device: torch.device, shard: bool, micro_batches: int) -> None:

@@ -136,7 +136,7 @@ class Saves:
         every, minutes = self.config.save_every, self.config.save_minutes
         late = minutes > 0 and time.perf_counter() - self.saved_at > 60 * minutes
         by_steps = (every and done % every == 0) or done == self.config.steps  # what follows may fail, too
-        if stop or by_steps or ranks.highest([late])[0]:
+        if stop or by_steps or ranks.highest(late):
             self.save(done)
             self.saved_at = time.perf_counter()
 

@@ -90,7 +90,13 @@ class Session:
         self.saves = Saves(self.config, model, optimizer, batches, base, self.frozen_models)
         done = self.saves.bring_back(self.scale)
         self.so_far = self.saves.so_far
-        self._open_folder(device.NAMES[model.precision], done)
+        precision = device.NAMES[model.precision]
+        settings = dataclasses.asdict(self.config) | {"precision": precision}
+        self.write("config.json", json.dumps(settings, indent=2) + "\n")
+        if self.rank == 0:
+            kept = cut_metrics(self.out / "metrics.csv", COLUMNS, done) if done else ",".join(COLUMNS) + "\n"
+            self.write("metrics.csv", kept)
+            files.clean(self.out)
         self.total = sum(p.numel() for p in model.parameters())
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.classes = classes_of(model.attached)
@@ -98,20 +104,11 @@ class Session:
         print(
             f"{self.out}: {self.trainable:,} of {self.total:,} parameters learn ({self.trainable / self.total:.1%}), "
             f"{self.config.steps:,} steps = {self.config.steps / batches.per_epoch:.1f} epochs of "
-            f"{len(batches.examples):,} {rows}, on {self.device} in {device.NAMES[model.precision]} ({self.why})"
+            f"{len(batches.examples):,} {rows}, on {self.device} in {precision} ({self.why})"
         )
         if self.config.resume:
             print(f"{self.out}: goes on after step {done:,}" if done else f"{self.out}: nothing was saved, begins anew")
         return done
-
-    def _open_folder(self, precision: str, done: int) -> None:
-        self.write(
-            "config.json", json.dumps(dataclasses.asdict(self.config) | {"precision": precision}, indent=2) + "\n"
-        )
-        if self.rank == 0:
-            rows = cut_metrics(self.out / "metrics.csv", COLUMNS, done) if done else ",".join(COLUMNS) + "\n"
-            self.write("metrics.csv", rows)
-            files.clean(self.out)
 
     def write(self, name: str, text: str, mode: str = "w") -> None:
         """Writes, or with mode "a" adds to, a file of the run folder; of several ranks the first alone."""
@@ -187,7 +184,7 @@ class Session:
         if step == 0 and means:  # what a script measures has its columns after those of all scripts
             self.write("metrics.csv", ",".join((*COLUMNS, *means)) + "\n")
         self._row(step, loss, held_out_nll, learning_rate, grad_norm, measured=means.values())
-        stop = ranks.highest([self.stop.number])[0]
+        stop = ranks.highest(self.stop.number)
         self.saves.save_if_due(done, stop > 0)
         line = f"loss {loss:.3f}, {self.so_far['graded_tokens'] / seconds:,.0f} graded tokens/s"
         self.progress.set_postfix_str(line, refresh=False)

@@ -259,6 +259,13 @@ def test_what_is_said_to_fit_fits(way, world, measure):
     assert measure(new) + beside <= limit
 
 
+def test_a_batch_of_a_billion_rows_is_divided_at_once(monkeypatch, capsys):
+    flags = "--init-from gpt2 --method lora --device cpu --precision fp32 --memory 8GB --batch-size 1000000000".split()
+    said = say(flags, monkeypatch, capsys).out
+    rows, micro_batches = map(int, re.search(r"--batch-size (\d+) --micro-batches (\d+)", said).groups())
+    assert rows > 1 and rows * micro_batches == 10**9
+
+
 def test_shorter_rows_are_the_last_resort(world):
     run = Run(planned(world), SHAPE)
     least = run.changed(method="lora", batch_size=1, micro_batches=8, checkpoint_activations=True).peak().total()

@@ -1,12 +1,12 @@
 """What it costs on a GPU: memory beside its plan, time beside the card's own peak, transformers and PEFT."""
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import ProfilerActivity, profile
 
 import train_sft
@@ -16,9 +16,10 @@ from benchmarks.gpu.page import Notes, On
 from benchmarks.gpu.same import BUILTIN, train
 from benchmarks.measure import Contestant, matmul_peak, quartiles, race
 from cli import Mistake, memory_hint
+from data.batches import collate
 from data.examples import Example, instruction_example, read_instructions
 from data.tokenizer import load_tokenizer
-from model.gpt import GPT, GPTConfig
+from model.gpt import GPT
 from run import device, fits, plan
 from run.memory import CONTEXT, Run
 
@@ -46,25 +47,17 @@ def rounds(on: On) -> int:
 def step_as_planned(on: On, config: plan.Config, memory: float | None) -> tuple[Step, Run]:
     """A step of the run that the plan is about, set up as the scripts set it up, and the plan."""
     shape = shape_of(on, config.batch_size)._replace(B=config.batch_size)
-    run = Run(config, GPTConfig(shape.vocab_size, shape.T, shape.n_layer, shape.n_head, shape.n_embd), memory=memory)
+    run = Run(config, shape.model(), memory=memory)
     model = who.our_model(shape, on.device)
-    step = who.ours(model, "LoRA" if config.method == "lora" else "full", random_batches(shape, on))
+    batch = who.one_batch(who.random_rows(shape, on.device))
+    step = who.ours(model, "LoRA" if config.method == "lora" else "full", batch)
     device.set_up(model, SimpleNamespace(**vars(config), compile=False), on.device)
     return step, run
 
 
-def random_batches(shape: Shape, on: On) -> Any:
-    return who.one_batch(who.random_rows(shape, on.device))
-
-
 def config_of(on: On, rows: int, settings: dict[str, Any]) -> plan.Config:
-    size: dict[str, Any] = {
-        "block_size": shape_of(on, rows).T,
-        "batch_size": rows,
-        "precision": "bf16",
-        "device": str(on.device),
-    }
-    return plan.Config(init_from="gpt2", **size | settings)
+    size: dict[str, Any] = {"block_size": shape_of(on, rows).T, "batch_size": rows, "device": str(on.device)}
+    return plan.Config(init_from="gpt2", precision="bf16", **size | settings)
 
 
 def planned(on: On, tell: Notes) -> None:
@@ -106,8 +99,7 @@ def budgets(on: On, tell: Notes) -> None:
     for memory in (8e9, 4e9):
         for way, settings in fits.WAYS.items():
             shape = shape_of(on, 1)
-            config = GPTConfig(shape.vocab_size, shape.T, shape.n_layer, shape.n_head, shape.n_embd)
-            rows, T = (2, shape.T) if on.tiny else fits.most_that_fits("gpt2", config, settings, memory)
+            rows, T = (2, shape.T) if on.tiny else fits.most_that_fits("gpt2", shape.model(), settings, memory)
             if T < shape.T:
                 tell(f"{way} in {memory / 1e9:.0f} GB", "the plan says no")
                 continue
@@ -218,11 +210,8 @@ def instructions(on: On, tell: Notes) -> None:
     model.head_padded = True
     runs = [Contestant("SFT", who.ours(model, "full", who.batches_of(examples, shape.B)))]
     try:
-        runs.append(
-            Contestant(
-                "transformers, SFT", with_cudnn(padded(who.transformers_model(shape, on.device), examples, shape.B))
-            )
-        )
+        theirs = padded(who.transformers_model(shape, on.device), examples, shape.B)
+        runs.append(Contestant("transformers, SFT", with_cudnn(theirs)))
     except ImportError as error:
         tell.broke("transformers, SFT", str(error))
     race(runs, 2 * rounds(on), on.device)
@@ -235,26 +224,9 @@ def instructions(on: On, tell: Notes) -> None:
 
 def padded(model: Any, examples: list[Example], B: int) -> Step:
     """A step of transformers on examples as they come, padded on the right, all logits computed."""
-    place, after, start = model.device, who.update(list(model.parameters())), 0
-
-    def step() -> int:
-        nonlocal start
-        some = [examples[(start + i) % len(examples)] for i in range(B)]
-        start += B
-        ids = pad_sequence([torch.tensor([*e.inputs, e.targets[-1]]) for e in some], batch_first=True)
-        labels = [
-            torch.tensor([-100, *(t if g else -100 for t, g in zip(e.targets, e.graded, strict=True))]) for e in some
-        ]
-        targets = pad_sequence(labels, batch_first=True, padding_value=-100)
-        mask = pad_sequence([torch.ones(len(e.inputs) + 1) for e in some], batch_first=True).long()
-        n_graded = int((targets != -100).sum())
-        with torch.autocast(place.type, BF16):
-            loss = model(ids.to(place), attention_mask=mask.to(place), labels=targets.to(place)).loss
-        loss.backward()
-        after()
-        return n_graded
-
-    return step
+    without_end = itertools.cycle(examples)
+    batches = who.in_their_form(lambda: collate(list(itertools.islice(without_end, B))), model.device)
+    return who.theirs_with_labels(model, batches, BF16)
 
 
 def generation(on: On, tell: Notes) -> None:
@@ -281,7 +253,7 @@ def where_time_goes(on: On, tell: Notes) -> None:
     shape = shape_for_speed(on, 16)
     model = who.our_model(shape, on.device, BF16, compiled=True)
     model.head_padded = True
-    step = who.ours(model, "full", random_batches(shape, on))
+    step = who.ours(model, "full", who.one_batch(who.random_rows(shape, on.device)))
     for _ in range(3):
         step()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:

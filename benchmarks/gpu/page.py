@@ -62,14 +62,8 @@ class Notes:
         aim = f"{low:.4g} to {high:.4g}" if low is not None and high is not None else ""
         aim = aim or (f"at least {low:.4g}" if low is not None else f"at most {high:.4g}" if high is not None else "")
         met = (low is None or found >= low) and (high is None or found <= high)
-        self.keep(
-            Finding(
-                what,
-                f"{found:,.0f}" if abs(found) >= 1000 else f"{found:.4g}",
-                aim,
-                ("met" if met else "missed") if aim else "",
-            )
-        )
+        number = f"{found:,.0f}" if abs(found) >= 1000 else f"{found:.4g}"
+        self.keep(Finding(what, number, aim, ("met" if met else "missed") if aim else ""))
 
     def yes(self, what: str, found: bool, wanted: bool = True) -> None:
         self.keep(Finding(what, "yes" if found else "no", "yes" * wanted, ("met" if found else "missed") * wanted))

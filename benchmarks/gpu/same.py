@@ -148,11 +148,8 @@ def heads(on: On, tell: Notes) -> None:
         plain, loss = gradient(model, learns, batch), nll_of(model, batch).mean().item()
         for form in ("head_in_chunks", "head_padded"):
             setattr(model, form, True)
-            tell(
-                f"{name}, {form}: gradient's relative distance",
-                distance(gradient(model, learns, batch), plain),
-                high=most,
-            )
+            apart = distance(gradient(model, learns, batch), plain)
+            tell(f"{name}, {form}: gradient's relative distance", apart, high=most)
             tell(f"{name}, {form}: loss's difference", abs(nll_of(model, batch).mean().item() - loss), high=most)
             setattr(model, form, False)
 
@@ -161,7 +158,7 @@ def compiled_blocks(on: On, tell: Notes) -> None:
     """Rows of many lengths, packed ones, LoRA, evaluations between: the same gradients, and nothing falls back."""
     backend = "inductor" if on.here() else "eager"  # on a CPU only what is compiled how often is looked at
     lengths = (32, 24) if on.tiny else (128, 96, 77, 33)
-    for lora in (True,) if on.tiny else (False, True):
+    for name, lora in [("full", False), ("LoRA", True)][on.tiny :]:
         torch._dynamo.reset()
         plain, model = new_model(on, BF16, lora), new_model(on, BF16, lora)
         with mock.patch.object(Block, "compile", functools.partialmethod(nn.Module.compile, backend=backend)):
@@ -174,10 +171,8 @@ def compiled_blocks(on: On, tell: Notes) -> None:
                     worst = max(worst, distance(gradient(*model, batch), gradient(*plain, batch)))
                     with torch.no_grad(), evaluating(model[0]):
                         nll_of(model[0], batch)
-        tell(f"compiled, {'LoRA' if lora else 'full'}, bf16: gradient's relative distance", worst, high=5e-2)
-        tell.yes(
-            f"compiled, {'LoRA' if lora else 'full'}: no block fell back, in rows of {2 * len(lengths)} kinds", True
-        )
+        tell(f"compiled, {name}, bf16: gradient's relative distance", worst, high=5e-2)
+        tell.yes(f"compiled, {name}: no block fell back, in rows of {2 * len(lengths)} kinds", True)
 
 
 def one_rank(on: On, tell: Notes) -> None:
@@ -186,7 +181,7 @@ def one_rank(on: On, tell: Notes) -> None:
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         for precision, lora in ((BF16, False), (torch.float16, True)):
-            name, losses = str(precision).removeprefix("torch."), {}
+            name, losses = str(precision).removeprefix("torch.") + ", LoRA" * lora, {}
             for how in ("alone", "DDP", "FSDP2"):
                 model, _ = new_model(on, precision, lora)
                 if how == "DDP":
@@ -196,11 +191,7 @@ def one_rank(on: On, tell: Notes) -> None:
                 losses[how] = losses_of(model, 4)
             for how in ("DDP", "FSDP2"):
                 worst = max(abs(a - b) for a, b in zip(losses[how], losses["alone"], strict=True))
-                tell(
-                    f"{how} in one rank, {name}{', LoRA' * lora}: loss's largest difference in 4 steps",
-                    worst,
-                    high=1e-2,
-                )
+                tell(f"{how} in one rank, {name}: loss's largest difference in 4 steps", worst, high=1e-2)
     finally:
         dist.destroy_process_group()
 
