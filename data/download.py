@@ -57,29 +57,27 @@ def fetch(public: Public, name: str) -> Path:
     # $HF_ENDPOINT is Hugging Face's own name for a mirror of it
     url = public.url.replace(HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
     path = cached("downloads", name, public.url.rsplit("/", 1)[1])
-    if not (path.exists() or made_by_rank_0(path)) and _bring(url, public, name, path):
-        return path
-    if wrong := _what_is_wrong(path, public):
+    if not (path.exists() or made_by_rank_0(path)):
+        _bring(url, public, name, path)  # and checks it
+    elif wrong := _what_is_wrong(path, public):
         raise Mistake(f"{path} is not the file of {url}: {wrong}; delete it, or put the right one there")
     return path
 
 
-def _bring(url: str, public: Public, name: str, path: Path) -> bool:
-    """Downloads the file; False if another process did so meanwhile."""
+def _bring(url: str, public: Public, name: str, path: Path) -> None:
+    """Downloads the file, unless another process does so meanwhile."""
     size = f"{public.size:,} bytes" if public.size else "size not known"
     pinned = "not pinned to a revision and " if "/main/" in url and not public.sha256 else ""
     check = f"sha256 {public.sha256}" if public.sha256 else f"{pinned}no sha256 is known: it cannot be checked"
     print(f"downloading {name} from {url} (licence: {public.licence}; {size}; {check})", flush=True)
     try:
         with _own(path.parent):
-            if path.exists():
-                return False
-            _download(url, public, path)
+            if not path.exists():
+                _download(url, public, path)
     except _Failed as error:
         raise Mistake(f"{url} could not be downloaded: {error}; download it elsewhere and put it at {path}") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
-    return True
 
 
 def _own(folder: Path) -> IO[bytes]:
@@ -104,34 +102,33 @@ class _Interrupted(_Failed):
 
 
 def _download(url: str, public: Public, path: Path) -> None:
-    """Goes on where the last try ended, waits longer after each failure, and begins once anew if the file is wrong."""
+    """Begins once anew if what has come is another file."""
     part = path.with_name(path.name + ".part")
-    waits, from_scratch = iter(WAITS), False
-    while True:
-        try:
-            _receive(url, part, public.size)
-        except _Interrupted as error:
-            wait = next(waits, None)
-            if wait is None:
-                raise
-            print(f"{error}; trying again in {wait} s", flush=True)
-            time.sleep(wait)
-            continue
+    for _ in range(2):
+        _receive_all(url, part, public.size)
         wrong = _what_is_wrong(part, public)
         if not wrong:
             os.replace(part, path)
             return
         part.unlink()
-        if from_scratch:
-            raise _Failed(wrong)
-        from_scratch = True
+    raise _Failed(wrong)
+
+
+def _receive_all(url: str, part: Path, size: int | None) -> None:
+    """Goes on where the last try ended, and waits longer after each failure."""
+    for wait in (*WAITS, None):
+        try:
+            return _receive(url, part, size)
+        except _Interrupted as error:
+            if wait is None:
+                raise
+            print(f"{error}; trying again in {wait} s", flush=True)
+            time.sleep(wait)
 
 
 def _receive(url: str, part: Path, size: int | None) -> None:
     """Adds to the part what it lacks. size: bytes of the whole file, where known."""
     start = part.stat().st_size if part.exists() else 0
-    if size is not None and start > size:
-        start = 0
     if start and start == size:
         return  # all of it came, and then the process was killed
     headers = {"User-Agent": "finetuning-line-by-line"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -147,10 +144,7 @@ def _receive(url: str, part: Path, size: int | None) -> None:
     except ValueError as error:  # $HF_ENDPOINT without https://
         raise _Failed(str(error)) from None
     with response:
-        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            part.unlink(missing_ok=True)
-            raise _Interrupted("the server went on from another place than it was asked to")
-        start = start if response.status == 206 else 0
+        start = start if response.status == 206 else 0  # 200: a server that begins anew
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else size
         with open(part, "ab" if start else "wb") as file, bytes_bar(part.stem, total, start) as bar:
@@ -161,8 +155,6 @@ def _receive(url: str, part: Path, size: int | None) -> None:
             os.fsync(file.fileno())
     got = part.stat().st_size
     if total is not None and got != total:
-        if got > total:
-            part.unlink()
         raise _Interrupted(f"the connection ended after {got:,} of {total:,} bytes")
 
 
@@ -170,8 +162,6 @@ def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
     try:
         while piece := response.read(2**18):
             yield piece
-    except http.client.IncompleteRead:
-        return  # that too little came is seen by its length
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(f"the connection broke ({error})") from None
 

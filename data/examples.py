@@ -7,10 +7,10 @@ stand there too, and nothing after this file would notice.
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tiktoken
@@ -19,6 +19,9 @@ from cli import Mistake
 from data.records import Instruction, read_instructions
 from data.text import token_file
 from data.wordpiece import frame
+
+Record = TypeVar("Record")
+Row = TypeVar("Row")
 
 
 class Example(NamedTuple):
@@ -40,6 +43,10 @@ class Example(NamedTuple):
         run = self.graded[self.graded.argmax() :]
         n_graded = len(run) if run.all() else int(run.argmin())  # the index of the first False
         return self.targets[self.graded.argmax() :][:n_graded].tolist()
+
+    def cut(self, length: int) -> "Example":
+        """Its first positions."""
+        return Example(*(None if part is None else part[:length] for part in self))  # type: ignore[arg-type]
 
 
 class Pair(NamedTuple):
@@ -67,8 +74,30 @@ class Reading(NamedTuple):
     tokenizer: tiktoken.Encoding
     block_size: int  # positions a row at most
     held_out: float  # share of the file to judge by; 1: all of it
-    columns: str = ""  # the file's names for ours (data/records.py)
+    columns: str = ""  # the file's names for ours (data/formats.py)
     skip_bad_records: bool = False  # leave out records that cannot be read, and count them
+
+
+def from_records(
+    path: str | Path,
+    what: str,
+    records: list[Record],
+    how: Reading,
+    example_of: Callable[[Record], tuple[Row | None, str]],
+) -> tuple[list[Row], list[Row]]:
+    """The examples to learn from, and those of a random share held_out to judge by: the same records in every run.
+
+    example_of: a record's example, or None where it is skipped, and what to say of such records, or nothing; how many
+    they are is printed. Raises Mistake when nothing is left to learn from or to judge by.
+    """
+    random.Random(0).shuffle(records)  # whatever --seed is: all runs hold out the same records
+    found = [example_of(record) for record in records]
+    for said, n in Counter(said for _, said in found if said).items():
+        print(f"{path}: {n:,} of {len(records):,} {what} {said}")
+    n_held_out = n_to_judge_by(how.held_out, len(records))
+    train, judge = ([row for row, _ in part if row is not None] for part in (found[:-n_held_out], found[-n_held_out:]))
+    refuse_too_few(path, what, train, judge, how.held_out)
+    return train, judge
 
 
 def refuse_too_few(path: str | Path, what: str, train: Sequence[Any], judge: Sequence[Any], held_out: float) -> None:
@@ -204,28 +233,20 @@ def from_instructions(path: str | Path, how: Reading) -> tuple[Sequence[Example]
     """The examples to learn from, and a random share held_out to judge by, 1,024 at most: the same in every run.
 
     A long response is cut after block_size positions. An example is skipped when its response is empty, or when its
-    prompt alone fills the block, so that nothing would be graded. Both are counted and printed. Raises ValueError when
+    prompt alone fills the block, so that nothing would be graded. Both are counted and printed. Raises Mistake when
     nothing is left to learn from or to judge by, and for a malformed file.
     """
+    block = how.block_size
+
+    def example_of(record: Instruction) -> tuple[Example | None, str]:
+        example = instruction_example(record, how.tokenizer)
+        if not all(said.strip() for said in (record.output, *(said for _, said in record.earlier))):
+            return None, "have an empty response: skipped"
+        if not example.cut(block).graded.any():
+            return None, f"have a prompt longer than --block-size {block}, nothing would be graded: skipped"
+        is_long = len(example.inputs) > block
+        said = f"are longer than --block-size {block}: cut there, their end is not learned" if is_long else ""
+        return example.cut(block), said
+
     records = read_instructions(path, how.columns, how.skip_bad_records)
-    random.Random(0).shuffle(records)  # whatever --seed is: all runs hold out the same records
-    n_held_out = n_to_judge_by(how.held_out, len(records))
-    block, counts = how.block_size, Counter[str]()
-    parts: list[list[Example]] = []
-    for part in (records[:-n_held_out], records[-n_held_out:]):
-        parts.append([])
-        for record in part:
-            inputs, targets, graded, _ = instruction_example(record, how.tokenizer)
-            if not all(said.strip() for said in (record.output, *(said for _, said in record.earlier))):
-                counts["have an empty response: skipped"] += 1
-            elif not graded[:block].any():
-                counts[f"have a prompt longer than --block-size {block}, nothing would be graded: skipped"] += 1
-            else:
-                if len(inputs) > block:
-                    counts[f"are longer than --block-size {block}: cut there, their end is not learned"] += 1
-                parts[-1].append(Example(inputs[:block], targets[:block], graded[:block]))
-    for what, n in counts.items():
-        print(f"{path}: {n:,} of {len(records):,} instructions {what}")
-    train, judge = parts
-    refuse_too_few(path, "instructions", train, judge, how.held_out)
-    return train, judge
+    return from_records(path, "instructions", records, how, example_of)

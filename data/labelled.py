@@ -1,6 +1,6 @@
 """Texts with a label, and sentences in which each word has a tag: read from files, and made into examples.
 
-    --labelled   text and label, or text, second and label: .json, .jsonl, .csv, .tsv (data/records.py)
+    --labelled   text and label, or text, second and label: .json, .jsonl, .csv, .tsv (data/formats.py)
     --tagged     words and tags, lists or texts with spaces between: .json, .jsonl, .csv; any other file has columns as
                  CoNLL's: a line a word, which comes first in it and its tag last, and a blank line after each sentence
 
@@ -12,6 +12,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,9 @@ import numpy as np
 import tiktoken
 
 from cli import Mistake, listed
-from data.download import find
 from data.examples import Example, Reading, n_to_judge_by, refuse_too_few
-from data.records import BadRecord, Where, all_records, kind_of, opened, refuse_missing, shown, text_of
+from data.formats import BadRecord, Where, all_records, kind_of, opened
+from data.records import require, shown, text_of
 from data.wordpiece import WordPiece, frame
 from model.head import Classes
 
@@ -35,43 +36,35 @@ class Record(NamedTuple):
 
 
 def read_labelled(path: str | Path, columns: str = "", skip_bad: bool = False) -> list[Record]:
-    """All texts of a file, or of a corpus by name, each with its label. Raises Mistake naming the file and the line or
-    record; with skip_bad, bad records are left out, counted and printed."""
-    file, columns = find(path, "labelled", columns)
-    return all_records(path, file, columns, ("text", "second", "label"), _labelled, skip_bad)
+    """All texts of a file, or of a corpus by name, each with its label; otherwise as data.records.read_instructions."""
+    return all_records(path, "labelled", columns, _labelled, skip_bad)
 
 
 def read_tagged(path: str | Path, columns: str = "", skip_bad: bool = False) -> list[Record]:
-    """All sentences of a file, each word with its tag; otherwise as read_labelled."""
-    file, columns = find(path, "tagged", columns)
-    reader = None if kind_of(file) in (".json", ".jsonl", ".csv") else _from_conll
+    """All sentences of a file, each word with its tag; otherwise as these."""
+    reader = None if kind_of(Path(path)) in (".json", ".jsonl", ".csv") else _from_conll
     if reader and columns:
-        raise Mistake(f"--columns is for .json, .jsonl and .csv: in {file} a word comes first and its tag last")
-    return all_records(path, file, columns, ("words", "tags"), _tagged, skip_bad, reader)
+        raise Mistake(f"--columns is for .json, .jsonl and .csv: in {path} a word comes first and its tag last")
+    return all_records(path, "tagged", columns, _tagged, skip_bad, reader)
 
 
 def _labelled(where: Where, record: Any) -> Record:
-    if not isinstance(record, dict):
-        raise BadRecord(f"{where} must be an object with text and label, not {type(record).__name__}")
-    refuse_missing(where, record, ("text", "label"))
+    require(where, record, "text", "label")
     # white space at its ends tells nothing; but the last token would be made of it
-    pieces = [text_of(where, record, key).strip() for key in ("text", "second") if record.get(key) is not None]
+    pieces = [text_of(where, key, record[key]).strip() for key in ("text", "second") if record.get(key) is not None]
     if not all(pieces):
         raise BadRecord(f"{where} has an empty text, in which there is no last token to be graded: leave it out")
     return Record(pieces, [_name(where, "label", record["label"])])
 
 
 def _tagged(where: Where, record: Any) -> Record:
-    if not isinstance(record, dict):
-        raise BadRecord(f"{where} must be an object with words and tags, not {type(record).__name__}")
-    refuse_missing(where, record, ("words", "tags"))
+    require(where, record, "words", "tags")
     words, tags = (_list(where, key, record[key]) for key in ("words", "tags"))
     if not words:
         raise BadRecord(f"{where} has no words: give it some, or leave it out")
     if len(words) != len(tags):
         raise BadRecord(f"{where} has {len(words)} words and {len(tags)} tags: it must have a tag for each word")
-    words = [text_of(where, {"words": word}, "words") for word in words]
-    if not all(word.strip() for word in words):
+    if not all(text_of(where, "words", word).strip() for word in words):
         raise BadRecord(f"{where} has an empty word, in which there is no last token to be graded")
     return Record(words, [_name(where, "tags", tag) for tag in tags])
 
@@ -84,7 +77,7 @@ def _list(where: Where, key: str, value: Any) -> list[Any]:
 
 def _name(where: Where, key: str, value: Any) -> str:
     """A class may be a whole number or true and false in JSON: its name is as JSON writes it."""
-    name = json.dumps(value) if isinstance(value, int) else text_of(where, {key: value}, key).strip()
+    name = json.dumps(value) if isinstance(value, int) else text_of(where, key, value).strip()
     if not name:
         raise BadRecord(f'{where}: "{key}" is empty, expected the name of a class')
     return name
@@ -92,28 +85,23 @@ def _name(where: Where, key: str, value: Any) -> str:
 
 def _from_conll(path: Path, _: dict[str, str]) -> Iterator[tuple[Where, Any]]:
     """Each sentence, and where it begins. Lines with -DOCSTART-, which begin a document, are passed over."""
-    rows: list[list[str]] = []
-    first, n_blank, n_words = 1, 0, 0
     with opened(path) as file:
-        for number, line in enumerate((*file, ""), 1):  # the end of the file ends a sentence too
-            row = line.split("\t" if "\t" in line else None)
-            if not line.strip():
-                if rows:
-                    yield f"{path}:{first}", _sentence(f"{path}:{first}", rows)
-                n_blank, n_words, rows = n_blank + bool(line), n_words + len(rows), []
-            elif row[0] != "-DOCSTART-":
-                first = first if rows else number
-                rows.append([cell.strip() for cell in row])
-    if n_words > 1 and not n_blank:
+        lines = [(n, line) for n, line in enumerate(file, 1) if not line.startswith("-DOCSTART-")]
+    if len(lines) > 1 and all(line.strip() for _, line in lines):
         raise Mistake(
-            f"{path} has no blank line, so its {n_words:,} words are one sentence: put one after each sentence"
+            f"{path} has no blank line, so its {len(lines):,} words are one sentence: put one after each sentence"
         )
+    for is_sentence, some in groupby(lines, key=lambda line: bool(line[1].strip())):
+        if is_sentence:
+            yield _sentence(path, list(some))
 
 
-def _sentence(where: Where, rows: list[list[str]]) -> Any:
+def _sentence(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[Where, Any]:
+    where = f"{path}:{lines[0][0]}"
+    rows = [[cell.strip() for cell in line.split("\t" if "\t" in line else None)] for _, line in lines]
     if short := [row for row in rows if len(row) < 2]:
-        return BadRecord(f"{where}: the word {short[0][0]!r} has no tag: its line must have two columns or more")
-    return {"words": [row[0] for row in rows], "tags": [row[-1] for row in rows]}
+        return where, BadRecord(f"{where}: the word {short[0][0]!r} has no tag: its line must have two columns or more")
+    return where, {"words": [row[0] for row in rows], "tags": [row[-1] for row in rows]}
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------
@@ -175,12 +163,14 @@ def from_labelled(
     if known and known.each != each:
         right = {"text": "--labelled", "word": "--tagged", "response": "--pairs"}[known.each]
         raise Mistake(f"{path}: this model gives a class to each {known.each}, not to each {each}: {right} is for it")
-    read = read_labelled if labelled else read_tagged
-    records = read(path, how.columns, how.skip_bad_records)
+    records = (read_labelled if labelled else read_tagged)(path, how.columns, how.skip_bad_records)
     parts = to_learn_and_to_judge(records, how.held_out)
     names = known.names if known else sorted({label for record in parts[0] for label in record.labels})
     if unknown := sorted({label for record in records for label in record.labels} - set(names)):
-        raise Mistake(f"{path} has the label {unknown[0]!r}, {never_seen(names, known is not None)}")
+        why = "but only among what is held out: give more examples of it, or another --held-out, for it to be learned"
+        if known:
+            why = f"which this model has never seen in training: it knows {listed(names)}"
+        raise Mistake(f"{path} has the label {unknown[0]!r}, {why}")
     if len(names) == 1:
         raise Mistake(f"{path} has one class only, {names[0]!r}: there is nothing to tell apart; add texts of another")
 
@@ -215,9 +205,3 @@ def examples_of(records: Sequence[Record], classes: Classes, how: Reading) -> tu
         if n_graded:
             examples.append(example)
     return examples, n_cut
-
-
-def never_seen(names: Sequence[str], were_known: bool) -> str:
-    if were_known:
-        return f"which this model has never seen in training: it knows {listed(names)}"
-    return "but only among what is held out: give more examples of it, or another --held-out, for it to be learned"

@@ -15,6 +15,7 @@ import tiktoken
 
 from data.batches import Batch, Batches
 from data.examples import Example
+from data.tokenizer import with_special
 from data.wordpiece import WordPiece, frame
 
 CHOSEN, HIDDEN, SWAPPED = 0.15, 0.8, 0.1  # share of the tokens; shares of the chosen
@@ -27,12 +28,7 @@ def with_mask(tokenizer: tiktoken.Encoding) -> tiktoken.Encoding:
     contains it. End-of-text could not serve: it stands between documents already."""
     if isinstance(tokenizer, WordPiece) or MASK in tokenizer.special_tokens_set:
         return tokenizer
-    return tiktoken.Encoding(
-        tokenizer.name,
-        pat_str=tokenizer._pat_str,
-        mergeable_ranks=tokenizer._mergeable_ranks,
-        special_tokens={**tokenizer._special_tokens, MASK: tokenizer.n_vocab},
-    )
+    return with_special(tokenizer, {MASK: tokenizer.n_vocab})
 
 
 def mask_token(tokenizer: tiktoken.Encoding) -> int:

@@ -81,12 +81,6 @@ def _weights(repository: str, revision: str, licence: str, size: int | None = No
     return Public("weights", licence, size, sha256, f"{HUB}/{repository}/resolve/{revision}/model.safetensors")
 
 
-def _vocabulary(name: str, size: int, sha256: str) -> Public:
-    return Public(
-        "vocabulary", WEIGHTS[name].licence, size, sha256, WEIGHTS[name].url.replace("model.safetensors", "vocab.txt")
-    )
-
-
 WEIGHTS = {
     "gpt2": _weights(
         "openai-community/gpt2",
@@ -128,11 +122,13 @@ WEIGHTS = {
     ),
 }
 
+
+def _vocabulary(name: str, size: int, sha256: str) -> Public:
+    weights = WEIGHTS[name]
+    return Public("vocabulary", weights.licence, size, sha256, weights.url.replace("model.safetensors", "vocab.txt"))
+
+
 UNCASED = (231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3")
-VOCABULARIES = {
-    "bert-base-uncased": _vocabulary("bert-base-uncased", *UNCASED),
-    "bert-base-cased": _vocabulary(
-        "bert-base-cased", 213_450, "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"
-    ),
-    "distilbert-base-uncased": _vocabulary("distilbert-base-uncased", *UNCASED),
-}
+CASED = (213_450, "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02")
+OF_BERT = {"bert-base-uncased": UNCASED, "bert-base-cased": CASED, "distilbert-base-uncased": UNCASED}
+VOCABULARIES = {name: _vocabulary(name, *pinned) for name, pinned in OF_BERT.items()}

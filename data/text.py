@@ -1,6 +1,6 @@
 """Text of any size and kind: read in pieces, tokenised once, memory-mapped.
 
-A text is a file, plain or .gz; or a folder of .txt and .txt.gz files; or a file of records (data/records.py), of which
+A text is a file, plain or .gz; or a folder of .txt and .txt.gz files; or a file of records (data/formats.py), of which
 the column "text" counts; or a corpus by name (data/public.py). Each file or record is a document, followed by an
 end-of-text.
 """
@@ -18,7 +18,8 @@ import tiktoken
 from cli import Mistake, listed
 from data.download import find
 from data.files import bytes_bar, cached, made_by_rank_0, replacing, sha256_of, write_whole
-from data.records import READERS, Skipped, document, is_gz, kind_of, opened, read_records
+from data.formats import READERS, Skipped, is_gz, kind_of, opened, read_records
+from data.records import document
 
 Piece = tuple[str, bool]  # some text, and whether a document ends with it
 
@@ -35,7 +36,7 @@ def pieces_of(files: Iterable[Path], columns: str = "", skipped: Skipped | None 
     bad records are left out and added there."""
     for file in files:
         if kind_of(file) in READERS:
-            for text in read_records(file, columns, ("text",), document, skipped):
+            for text in read_records(file, "text", columns, document, skipped):
                 yield text, True
         elif columns or skipped:
             flag = "--columns" if columns else "--skip-bad-records"

@@ -73,12 +73,16 @@ def fitted(tokenizer: tiktoken.Encoding, vocab_size: int, model: str) -> tiktoke
         )
     if vocab_size == tokenizer.n_vocab:
         return tokenizer
-    unused = {f"<|unused {i}|>": i for i in range(tokenizer.n_vocab, vocab_size)}
+    return with_special(tokenizer, {f"<|unused {i}|>": i for i in range(tokenizer.n_vocab, vocab_size)})
+
+
+def with_special(tokenizer: tiktoken.Encoding, special: dict[str, int]) -> tiktoken.Encoding:
+    """The same tokenizer with more ids, which no text has, and their names."""
     return tiktoken.Encoding(
         tokenizer.name,
         pat_str=tokenizer._pat_str,
         mergeable_ranks=tokenizer._mergeable_ranks,
-        special_tokens={"<|endoftext|>": tokenizer.eot_token, **unused},
+        special_tokens=tokenizer._special_tokens | special,
     )
 
 
@@ -105,9 +109,9 @@ def hugging_face_tokenizer(tokenizer: tiktoken.Encoding, block_size: int) -> dic
     There a token's text is one letter a byte (Radford et al. 2019), and what tiktoken decides by the rank of the merged
     token is a list of merges: every two tokens that make up a third, by its rank.
     """
-    ranks, spelled = ranks_of(tokenizer), _spelled(tokenizer)
+    ranks = ranks_of(tokenizer)
     merges = [
-        [spelled[token[:i]], spelled[token[i:]]]
+        [spelled(token[:i]), spelled(token[i:])]
         for token in ranks
         for i in range(1, len(token))
         if token[:i] in ranks and token[i:] in ranks
@@ -122,12 +126,8 @@ def hugging_face_tokenizer(tokenizer: tiktoken.Encoding, block_size: int) -> dic
             "added_tokens": [{**special, "single_word": False, "lstrip": False, "rstrip": False}],
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
             "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "ignore_merges": True,  # a word that is a token is taken whole, as in tiktoken
-                "vocab": vocabulary_of(tokenizer),
-                "merges": merges,
-            },
+            # ignore_merges: a word that is a token is taken whole, as in tiktoken
+            "model": {"type": "BPE", "ignore_merges": True, "vocab": vocabulary_of(tokenizer), "merges": merges},
         },
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -141,22 +141,18 @@ def hugging_face_tokenizer(tokenizer: tiktoken.Encoding, block_size: int) -> dic
 
 def vocabulary_of(tokenizer: tiktoken.Encoding) -> dict[str, int]:
     """{token: id}, as vocab.json has it, end-of-text included."""
-    spelled = _spelled(tokenizer)
-    return {spelled[token]: rank for token, rank in ranks_of(tokenizer).items()} | {
-        "<|endoftext|>": tokenizer.eot_token
-    }
+    of_texts = {spelled(token): rank for token, rank in ranks_of(tokenizer).items()}
+    return of_texts | {"<|endoftext|>": tokenizer.eot_token}
 
 
-def _spelled(tokenizer: tiktoken.Encoding) -> dict[bytes, str]:
-    letters = _letter_of_each_byte()
-    return {token: "".join(letters[byte] for byte in token) for token in ranks_of(tokenizer)}
+VISIBLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+INVISIBLE = [byte for byte in range(256) if byte not in VISIBLE]
+LETTERS = [chr(byte if byte in VISIBLE else 256 + INVISIBLE.index(byte)) for byte in range(256)]
 
 
-def _letter_of_each_byte() -> list[str]:
+def spelled(token: bytes) -> str:
     """GPT-2's way to print bytes: as their character in Latin-1, or, where that is invisible, as one from 256 on."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in visible]
-    return [chr(byte if byte in visible else 256 + others.index(byte)) for byte in range(256)]
+    return "".join(LETTERS[byte] for byte in token)
 
 
 def train_bpe(text: Iterable[str], vocab_size: int) -> dict[bytes, int]:

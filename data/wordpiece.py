@@ -10,8 +10,8 @@ BertTokenizer, but that "[CLS]" in a text is five characters like any others.
 import hashlib
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,7 @@ CHINESE = (  # and Japanese and Korean characters that are Chinese by origin; as
 )  # fmt: skip
 
 
-class EachCharacter(dict[int, str]):
-    """For str.translate: what becomes of a character, worked out when it is met for the first time."""
-
-    def __init__(self, becomes: Callable[[str], str]) -> None:
-        super().__init__()
-        self.becomes = becomes
-
-    def __missing__(self, code: int) -> str:
-        self[code] = self.becomes(chr(code))
-        return self[code]
-
-
+@cache
 def cleaned(character: str) -> str:
     """Nothing of a control character, a space for white space of any kind, all others as they are."""
     category = unicodedata.category(character)
@@ -49,11 +38,13 @@ def cleaned(character: str) -> str:
     return "" if category in ("Cc", "Cf", "Co", "Cs") or character == "\ufffd" else character
 
 
+@cache
 def cleaned_and_chinese_apart(character: str) -> str:
     is_chinese = any(first <= ord(character) <= last for first, last in CHINESE)
     return f" {character} " if is_chinese else cleaned(character)
 
 
+@cache
 def punctuation_apart(character: str) -> str:
     """Punctuation, and whatever else of ASCII is neither letter nor digit: $ is a symbol, but stands apart too."""
     is_ascii_symbol = "!" <= character <= "~" and not character.isalnum()
@@ -83,8 +74,6 @@ class WordPiece(tiktoken.Encoding):
         how = (self.vocabulary, lower_case, self.strip_accents, chinese_apart)
         self.name = f"wordpiece-{hashlib.sha256(repr(how).encode()).hexdigest()[:16]}"
         self.of_texts = np.setdiff1d(np.arange(len(vocabulary)), [self.ids[token] for token in SPECIAL])  # ids
-        self.clean = EachCharacter(cleaned_and_chinese_apart if chinese_apart else cleaned)
-        self.apart = EachCharacter(punctuation_apart)
         self.pieces_of = lru_cache(2**17)(self.pieces)  # most words of a text come again
 
     @property
@@ -98,12 +87,12 @@ class WordPiece(tiktoken.Encoding):
 
     def words(self, text: str) -> list[str]:
         """The text's words, normalised, punctuation apart."""
-        text = text.translate(self.clean)
+        text = "".join(map(cleaned_and_chinese_apart if self.chinese_apart else cleaned, text))
         if self.strip_accents:  # a letter and its accent become two characters, of which one is left out
             text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
         if self.lower_case:
             text = text.replace("Σ", "σ").lower()  # Python alone would write ς at the end of a word
-        return text.translate(self.apart).split()
+        return "".join(map(punctuation_apart, text)).split()
 
     def pieces(self, word: str) -> list[int]:
         """The longest piece that the word begins with, then the longest that goes on with it, and so on; [UNK] for a
@@ -157,31 +146,30 @@ def load_wordpiece(folder: str | Path, vocab_size: int) -> WordPiece:
         if file.name == "vocab.txt":
             settings = Path(folder, "tokenizer_config.json")
             how = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-            return wordpiece_of(file, how.get("do_lower_case", True), vocab_size, how)
+            accents, chinese = how.get("strip_accents"), how.get("tokenize_chinese_chars", True)
+            return wordpiece_of(file, how.get("do_lower_case", True), vocab_size, accents, chinese)
         whole = json.loads(file.read_text(encoding="utf-8"))
         model, how = whole["model"], whole["normalizer"]
         if (model["type"], how["type"]) != ("WordPiece", "BertNormalizer"):
             raise ValueError(f"it is of the type {model['type']} and {how['type']}; only WordPiece is BERT's")
-        how = {"strip_accents": how["strip_accents"], "tokenize_chinese_chars": how["handle_chinese_chars"], **how}
         tokens = sorted(model["vocab"], key=model["vocab"].get)
         if [model["vocab"][token] for token in tokens] != list(range(len(tokens))):
             raise ValueError("its ids must count up from 0")
-        return _fitted(tokens, how["lowercase"], vocab_size, how)
+        return _fitted(tokens, vocab_size, how["lowercase"], how["strip_accents"], how["handle_chinese_chars"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"{file} cannot be used: {error}") from error
 
 
-def wordpiece_of(file: Path, lower_case: bool, vocab_size: int, how: dict[str, Any] | None = None) -> WordPiece:
+def wordpiece_of(file: Path, lower_case: bool, vocab_size: int, *how: Any) -> WordPiece:
     """The tokenizer whose tokens are the lines of a vocab.txt."""
     lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    return _fitted(lines, lower_case, vocab_size, how or {})
+    return _fitted(lines, vocab_size, lower_case, *how)
 
 
-def _fitted(tokens: list[str], lower_case: bool, vocab_size: int, how: dict[str, Any]) -> WordPiece:
+def _fitted(tokens: list[str], vocab_size: int, *how: Any) -> WordPiece:
     if len(tokens) > vocab_size:
         raise ValueError(f"it has {len(tokens):,} tokens, and the model {vocab_size:,}: they do not belong together")
-    tokens = tokens + [f"[row {number}]" for number in range(len(tokens), vocab_size)]
-    return WordPiece(tokens, lower_case, how.get("strip_accents"), how.get("tokenize_chinese_chars", True))
+    return WordPiece([*tokens, *(f"[row {number}]" for number in range(len(tokens), vocab_size))], *how)
 
 
 def save_wordpiece(tokenizer: WordPiece, folder: str | Path) -> None:

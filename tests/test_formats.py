@@ -30,7 +30,7 @@ from data.examples import (
     read_instructions,
     render_prompt,
 )
-from data.records import column_map, read_records
+from data.formats import column_map, read_records
 from data.text import encode, pieces_of, token_file
 from data.tokenizer import Config, load_tokenizer, main
 from evaluate import answered_right
@@ -245,7 +245,7 @@ def test_only_a_few_megabytes_are_in_memory_at_once():
 def test_records_are_read_one_by_one(tmp_path):
     for name in ("x.jsonl", "x.csv"):
         first, _ = FILES[name][0].split("\n\n") if name == "x.jsonl" else ("text\nsea", "")
-        records = read_records(write(tmp_path / name, f'{first}\n"broken'), "", ("text",), lambda where, one: one)
+        records = read_records(write(tmp_path / name, f'{first}\n"broken'), "text", "", lambda where, one: one)
         next(records)
         with pytest.raises(Mistake, match=f"{name}:"):
             next(records)

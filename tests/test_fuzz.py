@@ -39,7 +39,7 @@ import train_sft
 from cli import Mistake, command_line
 from data.batches import collate
 from data.examples import Reading, from_instructions, graded_everywhere, next_token, packed, read_instructions
-from data.records import column_map
+from data.formats import column_map
 from data.text import token_file
 from data.tokenizer import load_tokenizer, save_tokenizer, train_bpe
 from model.gpt import GPT, GPTConfig
