@@ -144,6 +144,9 @@ def _receive(url: str, part: Path, size: int | None) -> None:
     except ValueError as error:  # $HF_ENDPOINT without https://
         raise _Failed(str(error)) from None
     with response:
+        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            part.unlink(missing_ok=True)
+            raise _Interrupted("the server went on from another place than it was asked to")
         start = start if response.status == 206 else 0  # 200: a server that begins anew
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else size
