@@ -173,14 +173,15 @@ def _from_table(path: Path, wanted: dict[str, str]) -> Iterator[tuple[Where, Any
     quote is a character like any other.
     """
     is_tsv = kind_of(path) == ".tsv"
-    quoting = csv.QUOTE_NONE if is_tsv and not _is_as_excel(path) else csv.QUOTE_MINIMAL
+    delimiter = "\t" if is_tsv else ","
+    quoting: Any = csv.QUOTE_NONE if is_tsv and not _is_as_excel(path) else csv.QUOTE_MINIMAL
     csv.field_size_limit(2**31 - 1)  # bytes; a long text is no mistake
     columns = [theirs for theirs in wanted.values() if not theirs.startswith("=")]
     numbered = bool(columns) and all(theirs.isdecimal() for theirs in columns)
     names: list[str] = []
     line = 1  # on which the row begins: it may go on over several
     with opened(path, newline="") as file:
-        rows = csv.reader(file, delimiter="\t" if is_tsv else ",", quoting=quoting, strict=True)
+        rows = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         try:
             for row in rows:
                 where, line = f"{path}:{line}", rows.line_num + 1
