@@ -36,12 +36,12 @@ class Record(NamedTuple):
 
 
 def read_labelled(path: str | Path, columns: str = "", skip_bad: bool = False) -> list[Record]:
-    """All texts of a file, or of a corpus by name, each with its label; otherwise as data.records.read_instructions."""
+    """All texts of a file, or of a corpus by name, each with its label; otherwise as read_instructions."""
     return all_records(path, "labelled", columns, _labelled, skip_bad)
 
 
 def read_tagged(path: str | Path, columns: str = "", skip_bad: bool = False) -> list[Record]:
-    """All sentences of a file, each word with its tag; otherwise as these."""
+    """All sentences of a file, each word with its tag; otherwise as read_labelled."""
     reader = None if kind_of(Path(path)) in (".json", ".jsonl", ".csv") else _from_conll
     if reader and columns:
         raise Mistake(f"--columns is for .json, .jsonl and .csv: in {path} a word comes first and its tag last")

@@ -95,6 +95,8 @@ def main(times: int, seed: int, methods: list[str], data: Path = ROOT / "data" /
             flags = ["--resume"] if (out / "config.json").exists() else []
         if not (out / "sample.txt").exists():
             finish(start(method, data, out, "--save-every", every, *flags))
+        elif (out / "last.pt").exists():  # killed just before it deleted this: --resume calls it finished, and does
+            start(method, data, out, "--resume").communicate()
         found = outcome(out)
         names = found.keys() | expected[method].keys()
         differing = [name for name in sorted(names) if found.get(name) != expected[method].get(name)]
