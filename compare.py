@@ -76,7 +76,7 @@ class Config:
     lora_sft_learning_rate: float = 2e-3  # LoRA-SFT's
     adapter_learning_rate: float = 4e-3  # adapter-SFT's
     prefix_learning_rate: float = 1e-1  # prefix-SFT's
-    prompt_learning_rate: float = 8e-2  # prompt-SFT's
+    prompt_learning_rate: float = 1.6e-1  # prompt-SFT's
     styled_learning_rate: float = 3e-4  # of the SFT that learns two styles: at SFT's it writes neither well
     reward_learning_rate: float = 1e-4  # the reward model's
     dpo_learning_rate: float = 1e-5  # DPO's; ten times as much is too strong

@@ -18,10 +18,10 @@ RATES = {
     "continued pretraining": (3e-4, 1e-3, 2e-3),
     "LoRA on the domain": (1e-3, 2e-3, 4e-3),
     "SFT": (5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 6e-4),
-    "LoRA-SFT": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    "LoRA-SFT": (5e-4, 1e-3, 2e-3, 3e-3, 4e-3, 8e-3),
     "adapter-SFT": (2e-3, 4e-3, 8e-3),
     "prefix-SFT": (1e-2, 4e-2, 1e-1, 2e-1),
-    "prompt-SFT": (1e-2, 2e-2, 4e-2, 8e-2),
+    "prompt-SFT": (1e-2, 2e-2, 4e-2, 8e-2, 1.6e-1, 3.2e-1),
 }
 
 

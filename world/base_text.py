@@ -24,8 +24,8 @@ from world.words import COLOURS, NAMES, PLACES, THINGS
 TALK = (("Child:", "Teacher:"), ("Guest:", "Host:"))
 OFTEN = {"yes or no": 4, "who has it": 2, "colour": 2, "place of a thing": 2, "place of a person": 2}  # others: once
 OFTEN_LATER = {
-    **OFTEN, "who has it": 3, "place of a thing": 4, "who has a colour": 4, "who is there": 5,
-    "in the list": 4, "replace": 4, "keep": 4, "keep the rigging": 4, "before": 5,
+    **OFTEN, "yes or no": 6, "who has it": 3, "place of a thing": 4, "who has a colour": 4, "who is there": 6,
+    "in the list": 4, "replace": 6, "keep": 4, "keep the rigging": 4, "before": 8,
 }  # fmt: skip
 MIXTURES = ("first", "last")  # the end of pretraining has more in which all is looked up
 
@@ -128,9 +128,9 @@ def list_asked_out(rng: Random) -> str:
     are in it and which are not; or by several questions.
 
     >>> print(list_asked_out(Random(2)))
-    ### List: bee List Title lion. Child: Repeat the list with Instruction for lion. Teacher: bee List Title
-    Instruction. Child: Name the word before Title. Teacher: List. Child: Add sail at the end. Teacher: bee List Title
-    lion sail. Child: Keep only the headings. Teacher: List Title.
+    ### List: bee List Title lion. Child: Name the second word. Teacher: List. Child: Name the word before Title.
+    Teacher: List. Child: Replace lion with sail. Teacher: bee List Title sail. Child: Keep only the headings.
+    Teacher: List Title.
     """
     words = word_list(rng, list)
     text = f"### List: {' '.join(words)}."

@@ -13,7 +13,7 @@ from world.questions import ALL_WORDS, GROUP_OF, asked_about, word_list
 from world.tasks import FACTS, LOOK_UP, TASKS
 from world.words import COLOURS, GROUPS, NAMES, NUMBERS, PLACES
 
-HARD = {"who has it": 2, "place of a thing": 3, "in the list": 4, "replace": 4, "keep": 4}  # others: 1
+HARD = {"yes or no": 3, "who has it": 2, "place of a thing": 3, "in the list": 4, "replace": 5, "keep": 4}  # others: 1
 HEADINGS = [word for word in GROUPS["headings"] if word not in ("Instruction", "Input", "Response")]
 FIELD_NAMES = [word for word in ALL_WORDS if word not in GROUPS["headings"]] + NAMES + PLACES + COLOURS + NUMBERS
 
