@@ -95,7 +95,7 @@ def main(times: int, seed: int, methods: list[str], data: Path = ROOT / "data" /
             flags = ["--resume"] if (out / "config.json").exists() else []
         if not (out / "sample.txt").exists():
             finish(start(method, data, out, "--save-every", every, *flags))
-        elif (out / "last.pt").exists():  # killed just before it deleted this: --resume calls it finished, and does
+        elif (out / "last.pt").exists():  # killed after its last file: --resume says so, and deletes this
             start(method, data, out, "--resume").communicate()
         found = outcome(out)
         names = found.keys() | expected[method].keys()
