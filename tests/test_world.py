@@ -167,6 +167,15 @@ def test_drills_are_of_trained_tasks_in_another_format_than_instructions():
     assert not [one for one in drawn if re.search(forms, one)]
 
 
+def test_three_later_drills_of_ten_ask_in_words_without_a_meaning():
+    known = [phrasing for task in world.TASKS if task.trained for phrasing in task.known]
+    forms = "|".join(re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(phrasing)) for phrasing in known)
+    n_asked = [
+        sum(bool(re.search(forms, make(Random(i)))) for i in range(1000)) for make in (world.drill, drills.drill_later)
+    ]
+    assert n_asked[0] == 1000 and abs(n_asked[1] - 700) < 45
+
+
 def test_a_silent_drill_does_the_same_to_all_its_lists(monkeypatch):
     monkeypatch.setattr(drills, "drawn_format", lambda rng, n: drills.Format(["> "] * n, "\n", "\n\n"))
     n_lists = 0

@@ -1,6 +1,5 @@
 """What a base model reads: documents of 15 kinds, which make it look back, know the facts, and learn from examples."""
 
-import re
 from collections.abc import Callable
 from itertools import pairwise
 from random import Random
@@ -18,7 +17,7 @@ from world.questions import (
     story_question,
     word_list,
 )
-from world.tasks import FACTS, TASKS, Question, Task
+from world.tasks import A_WORD, FACTS, TASKS, Question, Task
 from world.words import COLOURS, NAMES, PLACES, THINGS
 
 TALK = (("Child:", "Teacher:"), ("Guest:", "Host:"))
@@ -264,7 +263,7 @@ EVERY_WORD = sorted(
         word
         for task in TASKS
         for phrase in (task.said, *task.phrasings, *task.held_out)
-        for word in re.findall(r"(?<![{\w])\w+(?![}\w])", phrase)
+        for word in A_WORD.findall(phrase)
     }
     | {word for pairs in FACTS.values() for pair in pairs for word in pair}
     | {*NAMES, *ALL_WORDS, *PLACES, *COLOURS, "at", "wind", "day", "out", "leave", "then"}

@@ -10,10 +10,11 @@ from random import Random
 from typing import NamedTuple
 
 from world.questions import ALL_WORDS, GROUP_OF, asked_about, word_list
-from world.tasks import FACTS, LOOK_UP, TASKS
+from world.tasks import A_WORD, FACTS, LOOK_UP, TASKS
 from world.words import COLOURS, GROUPS, NAMES, NUMBERS, PLACES
 
 HARD = {"yes or no": 3, "who has it": 2, "place of a thing": 3, "in the list": 4, "replace": 5, "keep": 4}  # others: 1
+STRANGE = 0.3  # the share of the later drills that ask in words without a meaning
 HEADINGS = [word for word in GROUPS["headings"] if word not in ("Instruction", "Input", "Response")]
 FIELD_NAMES = [word for word in ALL_WORDS if word not in GROUPS["headings"]] + NAMES + PLACES + COLOURS + NUMBERS
 
@@ -84,16 +85,30 @@ def drill(rng: Random) -> str:
 
 
 def drill_later(rng: Random) -> str:
-    """The same, where what the first text has taught least is drilled more often."""
-    return drilled(rng, HARD)
+    """The same, where what the first text has taught least is drilled more often. Three drills of ten are of one task,
+    asked in words without a meaning, in others each time: only the answers before tell what is asked.
+
+    >>> print(drill_later(Random(18)))
+    Leo: Mia Dan dog Zoe rake cave sail cave.
+    Six: rope sail knife oar
+    Dan: rope sail knife oar rake.
+    Leo: doll rain hail pink List coat red twenty.
+    Six: saw drum mast cabin
+    Dan: saw drum mast cabin List.
+    Leo: sock eleven belt fourteen Title lemon cabin fig.
+    Six: Page fog Input wind
+    Dan: Page fog Input wind Title.
+    """
+    return drilled(rng, HARD, rng.random() < STRANGE)
 
 
-def drilled(rng: Random, by_task: dict[str, int]) -> str:
-    """by_task: how often a task is drilled, those that are missing once."""
+def drilled(rng: Random, by_task: dict[str, int], strange: bool = False) -> str:
+    """by_task: how often a task is drilled, those that are missing once. strange: of one task, and in words without a
+    meaning."""
     kind = rng.choices(("story", "list", "fact"), (5, 5, 2))[0]
     n = {"story": rng.randint(2, 4), "list": rng.randint(2, 7), "fact": rng.randint(3, 9)}[kind]
     tasks = [task for task in TASKS if task.trained and task.kind == kind]
-    if rng.random() < 0.75:
+    if strange or rng.random() < 0.75:
         tasks = [rng.choice([task for task in tasks for _ in range(by_task.get(task.name, 1))])]
     form = drawn_format(rng, 2 if kind == "fact" else 3)
     text_first, which = rng.random() < 0.35, rng.choice((0, 1, None, None))
@@ -102,13 +117,23 @@ def drilled(rng: Random, by_task: dict[str, int]) -> str:
     for _ in range(n):
         task = rng.choice(tasks)
         text, question = asked_about(rng, task, list)
-        asks = (rng.choice(task.known) if which is None else task.known[which]).format(**question.fields)
+        phrasing = rng.choice(task.known) if which is None else task.known[which]
+        asks = (strangely(rng, phrasing) if strange else phrasing).format(**question.fields)
         answer = question.output + "." * (style != "word")
         if style == "sentence" and task.said:
             answer = task.said.format(**question.fields, y=question.output)
         about = [] if kind == "fact" else [text]
         questions.append([*about, asks, answer] if text_first else [asks, *about, answer])
     return form.document(questions)
+
+
+def strangely(rng: Random, phrasing: str) -> str:
+    """The phrasing with any words for its own; what fills its gaps stays.
+
+    >>> strangely(Random(0), "Where is the {thing}?")
+    'mill yellow bee {thing}?'
+    """
+    return A_WORD.sub(lambda _: rng.choice(FIELD_NAMES), phrasing)
 
 
 def silent_drill(rng: Random) -> str:

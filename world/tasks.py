@@ -1,5 +1,6 @@
 """The tasks: what is asked, in which phrasings, and the facts that some of them are about."""
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -31,6 +32,8 @@ class Task:
         """The phrasings that the base text knows: two of a trained task, those of a task that is never trained."""
         return (self.phrasings[0], self.phrasings[2]) if self.trained else self.phrasings
 
+
+A_WORD = re.compile(r"(?<![{\w])\w+(?![}\w])")  # of a phrasing, outside of its {gaps}
 
 FACTS = {  # relation: (subject x, answer y); one of four is in no training instruction
     "opposite": [
