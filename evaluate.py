@@ -250,9 +250,10 @@ def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Re
         trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if trained.get("held_out") is None:  # a model of others, or a new one, was not trained here
             trained = {}
-    except (ValueError, AttributeError) as error:
+        own = (int(trained.get("block_size", longest)), float(trained.get("held_out", 0.1)))
+    except (ValueError, TypeError, AttributeError) as error:
         raise Mistake(f"{file} cannot be read: {error}; delete it, and give --block-size and --held-out") from error
-    block_size = config.block_size or min(longest, trained.get("block_size", longest))
+    block_size = config.block_size or min(longest, own[0])
     if block_size > longest:
         raise Mistake(f"--block-size {block_size} is beyond the {longest} tokens that the model can read")
     same = any(
@@ -260,13 +261,12 @@ def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Re
     )
     columns = config.columns or (trained.get("columns", "") if same else "")
     skip_bad_records = config.skip_bad_records or (same and trained.get("skip_bad_records", False))
-    held_out = config.held_out or trained.get("held_out", 0.1)
-    settings, own = (block_size, held_out), (trained.get("block_size"), trained.get("held_out"))
-    said = f", as {file.parent} was trained" if settings == own else ""
+    held_out = config.held_out or own[1]
+    said = f", as {file.parent} was trained" if trained and (block_size, held_out) == own else ""
     said = f"; {file.parent} was trained with {own[0]} and {own[1]:.3g}" if trained and not said else said
     print(f"judged in rows of up to {block_size} tokens, by {held_out:.3g} of the file{said}")
-    if same and held_out > trained["held_out"]:
-        print(f"{file.parent} held out {trained['held_out']}, so it has learned from part of what it is judged by now")
+    if same and held_out > own[1]:
+        print(f"{file.parent} held out {own[1]}, so it has learned from part of what it is judged by now")
     return Reading(tokenizer, block_size, held_out, columns, skip_bad_records)
 
 
