@@ -1,7 +1,7 @@
 """The ways of finetuning from one base, judged by the same yardsticks: one table, and each claim about them a number.
 
     python compare.py            the built-in world, from the base model that ships with it
-    python compare.py --quick    the same with fewer steps and questions, in a minute or two
+    python compare.py --quick    the same with fewer steps and questions, in about a minute
     python compare.py --only peft                                                   what learns beside a frozen base
     python compare.py --only task                                        a class is predicted, of a text or of each word
     python compare.py --only preference                               what the loss asks: a reward model, DPO, RLHF
@@ -195,6 +195,11 @@ def yardsticks_of(config: Config, device: torch.device) -> Yardsticks:
         known = trained_on | {(one.instruction, one.input) for one in read_instructions(Config.questions)}
         questions = [one for one in questions if (one.instruction, one.input) not in known]
         leaked = 0
+        if not questions:
+            raise Mistake(
+                "--sweep wants other questions than the comparison's: `python -m world --out FOLDER --seed 1` makes "
+                "some; give --questions FOLDER/questions.json"
+            )
     if not questions or leaked:
         found = f"{leaked} questions that {config.instructions} trains on" if leaked else "no question"
         raise Mistake(f"{config.questions} holds {found}: it must hold questions that are new")

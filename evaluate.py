@@ -9,7 +9,7 @@ python evaluate.py --from RUN --pairs FILE         a run of train_reward.py; or 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,15 +251,17 @@ def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Re
         if trained.get("held_out") is None:  # a model of others, or a new one, was not trained here
             trained = {}
         own = (int(trained.get("block_size", longest)), float(trained.get("held_out", 0.1)))
-    except (ValueError, TypeError, AttributeError) as error:
+        check(replace(config, block_size=own[0], held_out=own[1]))
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:
         raise Mistake(f"{file} cannot be read: {error}; delete it, and give --block-size and --held-out") from error
     block_size = config.block_size or min(longest, own[0])
     if block_size > longest:
         raise Mistake(f"--block-size {block_size} is beyond the {longest} tokens that the model can read")
     same = any(
-        getattr(config, kind) and trained.get(kind) and same_data(getattr(config, kind), trained[kind]) for kind in DATA
+        getattr(config, kind) and trained.get(kind) and same_data(getattr(config, kind), str(trained[kind]))
+        for kind in DATA
     )
-    columns = config.columns or (trained.get("columns", "") if same else "")
+    columns = config.columns or (str(trained.get("columns", "")) if same else "")
     skip_bad_records = config.skip_bad_records or (same and trained.get("skip_bad_records", False))
     held_out = config.held_out or own[1]
     said = f", as {file.parent} was trained" if trained and (block_size, held_out) == own else ""

@@ -1,7 +1,7 @@
 """Talk to a model, with or without an adapter.
 
 python sample.py --from RUN --prompt "Once upon a time"
-python sample.py --adapter RUN --instruction "Name the opposite." --input hot
+python sample.py --adapter RUN --instruction "Say the list again." --input "dog crow peach"
 python sample.py --adapter RUN,OTHER --ask chat     line after line, each adapter's answers remembered
 python sample.py --from RUN --classify              the class of each line, or the tag of each of its words
 python sample.py --page                             a page on which models answer side by side, token by token

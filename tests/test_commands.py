@@ -102,7 +102,12 @@ def test_evaluate_prints_loss_and_perplexity_and_for_instructions_exact_match(ki
     assert "perplexity" in said and ("exact match 0.0%" in said) == (kind == "instructions")
 
 
-@pytest.mark.parametrize("content", ["{oops", "null", '{"held_out": 0.1, "block_size": "many"}', '{"held_out": [1]}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{oops", "null", '{"held_out": 0.1, "block_size": "many"}']
+    + [f'{{"held_out": {number}}}' for number in ("[1]", "NaN", "5", "-1")]
+    + [f'{{"held_out": 0.1, "block_size": {number}}}' for number in ("1e999", "-1")],
+)
 def test_evaluate_says_that_a_config_json_is_broken(base, text, tmp_path, content):
     shutil.copytree(base, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text(content)

@@ -76,10 +76,10 @@ def save(path: Path, lines: Iterable[str]) -> None:
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
-def show(rng: Random) -> None:
+def show(rng: Random, mixture: str) -> None:
     """Prints a page of each kind, and the chance level of each task."""
-    for title, make in (("The base text", document), ("The domain text", log)):
-        print(f"\n---- {title} ----\n\n" + "\n\n".join(make(rng) for _ in range(5)))
+    print("\n---- The base text ----\n\n" + "\n\n".join(document(rng, mixture) for _ in range(5)))
+    print("\n---- The domain text ----\n\n" + "\n\n".join(log(rng) for _ in range(5)))
     train, questions = instructions(rng)
     print(f"\n---- {len(train):,} instructions to learn from; {len(questions):,} questions to judge by ----\n")
     for task in TASKS:
@@ -107,8 +107,10 @@ def main(config: Config) -> None:
         raise Mistake("give --show to look at the world, or --out FOLDER to write it")
     if config.mixture not in MIXTURES:
         raise Mistake(f"--mixture must be among {', '.join(MIXTURES)}; got {config.mixture!r}")
+    if config.out and Path(config.out).is_file():
+        raise Mistake(f"{config.out} is a file: --out names a folder")
     if config.show:
-        show(Random(config.seed))
+        show(Random(config.seed), config.mixture)
     if config.out:
         write(Path(config.out), config.seed, config.documents, config.mixture)
 
