@@ -250,11 +250,11 @@ def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Re
         trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if trained.get("held_out") is None:  # a model of others, or a new one, was not trained here
             trained = {}
-        own = (int(trained.get("block_size", longest)), float(trained.get("held_out", 0.1)))
-        check(replace(config, block_size=own[0], held_out=own[1]))
+        own_block, own_share = int(trained.get("block_size", longest)), float(trained.get("held_out", 0.1))
+        check(replace(config, block_size=own_block, held_out=own_share))
     except (ValueError, TypeError, OverflowError, AttributeError) as error:
         raise Mistake(f"{file} cannot be read: {error}; delete it, and give --block-size and --held-out") from error
-    block_size = config.block_size or min(longest, own[0])
+    block_size = config.block_size or min(longest, own_block)
     if block_size > longest:
         raise Mistake(f"--block-size {block_size} is beyond the {longest} tokens that the model can read")
     same = any(
@@ -263,12 +263,12 @@ def as_trained(config: Config, tokenizer: tiktoken.Encoding, longest: int) -> Re
     )
     columns = config.columns or (str(trained.get("columns", "")) if same else "")
     skip_bad_records = config.skip_bad_records or (same and trained.get("skip_bad_records", False))
-    held_out = config.held_out or own[1]
-    said = f", as {file.parent} was trained" if trained and (block_size, held_out) == own else ""
-    said = f"; {file.parent} was trained with {own[0]} and {own[1]:.3g}" if trained and not said else said
+    held_out = config.held_out or own_share
+    said = f", as {file.parent} was trained" if trained and (block_size, held_out) == (own_block, own_share) else ""
+    said = f"; {file.parent} was trained with {own_block} and {own_share:.3g}" if trained and not said else said
     print(f"judged in rows of up to {block_size} tokens, by {held_out:.3g} of the file{said}")
-    if same and held_out > own[1]:
-        print(f"{file.parent} held out {own[1]}, so it has learned from part of what it is judged by now")
+    if same and held_out > own_share:
+        print(f"{file.parent} held out {own_share}, so it has learned from part of what it is judged by now")
     return Reading(tokenizer, block_size, held_out, columns, skip_bad_records)
 
 

@@ -178,6 +178,8 @@ MISTAKES = [
     ("compare", "--instructions {tmp}/null.json --out {tmp}/new", "is null"),
     ("compare", "--questions {json} --base {base} --out {tmp}/new", "beyond the 192 tokens that {base} can read"),
     ("compare", "--base data/builtin/encoder --out {tmp}/new", "encoder cannot write: "),
+    ("compare", "--sweep --out {tmp}/new", "--sweep wants other questions than the comparison's: "),
+    ("world", "--out {tmp}/one.json", "one.json is a file: --out names a folder"),
     ("world", "--mixture odd --show", "--mixture must be among first, last; got 'odd'"),
     ("world", "--seed 1", "give --show to look at the world, or --out FOLDER"),
     ("tokenizer", "--text {tmp}/empty.txt --out {tmp}/t", "empty.txt is empty"),

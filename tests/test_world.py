@@ -363,9 +363,11 @@ def test_chance_levels_are_shares_and_yes_or_no_is_a_half():
 
 def test_show_prints_a_page_of_each(capsys, monkeypatch):
     monkeypatch.setattr(command, "instructions", lambda rng: (TRAIN, QUESTIONS))  # to make them takes seconds
-    world.main(world.Config(show=True))
-    shown = capsys.readouterr().out
-    assert all(f"\n{task.name} (" in shown for task in world.TASKS) and "by chance" in shown
+    for mixture in command.MIXTURES:
+        world.main(world.Config(show=True, mixture=mixture))
+        shown = capsys.readouterr().out
+        assert all(f"\n{task.name} (" in shown for task in world.TASKS) and "by chance" in shown
+        assert world.document(Random(0), mixture) in shown
 
 
 def test_the_examples_in_the_docstrings_are_what_comes_out():
