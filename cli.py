@@ -164,7 +164,7 @@ def plan_command(program: str, config: Any) -> str:
 
 PLANNED = (  # what a run's memory depends on, beside its model
     "learn", "r", "lora_dropout", "targets", "width", "mlp_only", "length", "reward", "samples", "block_size",
-    "dropout", "batch_size", "micro_batches", "device", "precision", "checkpoint_activations", "shard",
+    "dropout", "batch_size", "micro_batches", "device", "precision", "checkpoint_activations", "compile", "shard",
 )  # fmt: skip
 
 

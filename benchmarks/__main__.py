@@ -2,7 +2,7 @@
 
     python -m benchmarks train|lora|frozen|sft|generate|memory|startup --shape tiny|small|gpt2
 
-    python -m benchmarks gpu      all of it on a GPU, in six minutes: benchmarks/gpu/page.py
+    python -m benchmarks gpu      all of it on a GPU, in seven minutes: benchmarks/gpu/page.py
 
 Needs benchmarks/requirements.txt. Prints a Markdown table and the ratios with their spread: the median over the rounds
 and, in brackets, the middle half of them. What came out, and on which machine, is in benchmarks/README.md.

@@ -83,7 +83,7 @@ def our_model(shape: Shape, device: torch.device, precision: torch.dtype = FP32,
     for block in model.blocks:
         block.attn.fused = fused_attention_pays(precision, device, shape.T)
     if compiled:
-        model.compile_blocks()
+        model.compile_model()
     return model
 
 

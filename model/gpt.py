@@ -7,9 +7,10 @@ Shapes:  B batch · T time (tokens in a row) · C channels (n_embd) · H heads �
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.large_head import CHUNK, LogitsInChunks, padded_linear
+from model.large_head import CHUNK, LogitsOfLoss, padded_linear
 
 
 @dataclass
@@ -148,7 +149,8 @@ class GPT(nn.Module):
     head: nn.Linear | None
 
     precision = torch.float32  # of the matrix products; bfloat16 is faster where the device has it (run/device.py)
-    compiled = False  # whether the blocks are, by compile_blocks
+    compiled = False  # whether the blocks are, by compile_model
+    compiled_log_p: Callable | None = None  # the head and the loss, if they are
     checkpoint_activations = False  # True: keep only what enters a block, and compute the rest again for the gradients
     head_in_chunks = False  # True: the same for the logits, of which a part at a time is there (model/large_head.py)
     head_padded = False  # True: rows of zeros make the head a multiple of 64 while training, which GPUs multiply faster
@@ -177,9 +179,11 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def compile_blocks(self) -> None:
-        """torch.compile for each block; a block with a cache that grows goes on uncompiled."""
+    def compile_model(self, with_loss: bool = True) -> None:
+        """torch.compile for each block; a block with a cache that grows goes on uncompiled. And for the head, in one
+        piece with the loss that the scripts write: where all that is read of the logits is the targets'."""
         self.compiled = True
+        self.compiled_log_p = torch.compile(GPT.log_p) if with_loss else None
         torch._dynamo.config.recompile_limit = 64  # rows of one length or any, packed, with gradients and without: 9
         for block in self.blocks:
             block.compile()
@@ -235,14 +239,20 @@ class GPT(nn.Module):
 
         tokens: (B, T) ids; graded: (B, T) bool; positions as in hidden. Returns (B, T, V), or (N, V) with graded, row
         by row: the other logits are never computed. They are fp32 in any precision, for a loss that is. With
-        head_in_chunks, what is returned for many stands for them in the loss (model/large_head.py).
+        head_in_chunks, or compiled, what is returned stands for them in the loss (model/large_head.py).
         """
         h = self.hidden(tokens, positions, cache)  # (B, T, C)
         if graded is not None:
             h = h[graded.nonzero(as_tuple=True)]  # (N, C): h[graded] would look for them in the backward pass again
-            if self.head_in_chunks and len(h) > CHUNK:
-                return LogitsInChunks(h, self.logits)  # type: ignore[return-value]  # to the loss they are the same
+            in_chunks = self.head_in_chunks and len(h) > CHUNK
+            if in_chunks or (self.compiled_log_p and h.requires_grad):
+                log_p = partial(self.compiled_log_p or GPT.log_p, self)
+                return LogitsOfLoss(h, log_p, in_chunks)  # type: ignore[return-value]  # to the loss they are the same
         return self.logits(h)
+
+    def log_p(self, h: Tensor, targets: Tensor) -> Tensor:
+        """What the scripts' loss reads of the logits: (N, C), (N, 1) -> (N, 1)."""
+        return self.logits(h).log_softmax(-1).gather(-1, targets)
 
     def logits(self, h: Tensor) -> Tensor:
         """Of states, (…, C): (…, V)."""

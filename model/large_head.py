@@ -15,40 +15,47 @@ from torch.utils.checkpoint import checkpoint
 CHUNK = 1024  # positions whose logits are there at a time
 
 
-class LogitsInChunks:
+def bytes_of_a_logit(compiled: bool, width: int) -> int:
+    """The most that is held of each logit when the loss turns into gradients: itself, its logarithm and both their
+    gradients are three numbers of fp32 at a time. Compiled, they are the product as it came, of so many bytes (width),
+    and one number of fp32, as measured on a CPU."""
+    return 4 + width if compiled else 3 * 4
+
+
+class LogitsOfLoss:
     """Stands for the logits of N positions, (N, V), in a loss that reads
 
         nll = -logits.log_softmax(-1).gather(-1, targets)
 
-    and computes just that, CHUNK positions at a time. Their logits are not kept: the backward pass computes them anew,
-    chunk by chunk, as checkpointed blocks do (Chen et al. 2016). That is one more product with the head a step.
+    and computes just that, as soon as it knows the targets: compiled, so that the logarithms are never written out; or
+    CHUNK positions at a time. Then logits are not kept: the backward pass computes them anew, chunk by chunk, as
+    checkpointed blocks do (Chen et al. 2016). That is one more product with the head a step.
     """
 
-    def __init__(self, h: Tensor, head: Callable[[Tensor], Tensor]) -> None:
-        """h: (N, C), the last layer's states; head: makes logits of them, (n, C) -> (n, V)."""
-        self.h, self.head, self.requires_grad = h, head, h.requires_grad
+    def __init__(self, h: Tensor, log_p: Callable[[Tensor, Tensor], Tensor], in_chunks: bool) -> None:
+        """h: (N, C), the last layer's states; log_p: what that loss reads of n of them, (n, C), (n, 1) -> (n, 1)."""
+        self.h, self.log_p, self.in_chunks, self.requires_grad = h, log_p, in_chunks, h.requires_grad
         self.hooks: list[Callable[[Tensor], Tensor]] = []
 
     def register_hook(self, hook: Callable[[Tensor], Tensor]) -> None:
         """For fp16, which scales the gradient here (run/device.py): the nll's is scaled, and the logits' with it."""
         self.hooks.append(hook)
 
-    def log_softmax(self, dim: int) -> "LogitsInChunks":
-        return self  # gather does it, chunk by chunk
+    def log_softmax(self, dim: int) -> "LogitsOfLoss":
+        return self  # gather does it
 
     def gather(self, dim: int, targets: Tensor) -> Tensor:
         """Log-probabilities of the targets: (N, 1), as they are."""
-        parts = zip(self.h.split(CHUNK), targets.split(CHUNK), strict=True)
-        # nothing is random here: there is no state to keep
-        said = [checkpoint(self._log_p, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-        log_p = torch.cat(said)  # (N, 1)
+        if self.in_chunks:
+            parts = zip(self.h.split(CHUNK), targets.split(CHUNK), strict=True)
+            # nothing is random here: there is no state to keep
+            said = [checkpoint(self.log_p, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+            log_p = torch.cat(said)  # (N, 1)
+        else:
+            log_p = self.log_p(self.h, targets)
         for hook in self.hooks:
             log_p.register_hook(hook)
         return log_p
-
-    def _log_p(self, h: Tensor, targets: Tensor) -> Tensor:
-        """What the scripts write, of one chunk: (n, C), (n, 1) -> (n, 1)."""
-        return self.head(h).log_softmax(-1).gather(-1, targets)
 
 
 def padded_linear(h: Tensor, weight: Tensor) -> Tensor:

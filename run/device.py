@@ -16,7 +16,7 @@ from cli import Mistake
 from model.fused_lora import fuse
 from model.generate import generate
 from model.gpt import GPT, CausalSelfAttention, GPTConfig
-from model.large_head import CHUNK
+from model.large_head import CHUNK, bytes_of_a_logit
 from run import ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -143,9 +143,8 @@ def set_up(model: GPT, config: Any, device: torch.device) -> str:
     rows = -(-config.batch_size // ranks.rank_and_size()[1]) * (2 if hasattr(config, "pairs") else 1)
     positions, memory = rows * config.block_size, memory_there(device)
     is_all_asked_for = model.head is not None or hasattr(config, "samples")  # RLHF measures the logits' entropy too
-    model.head_in_chunks = not is_all_asked_for and head_in_chunks(
-        config, device, positions, model.config.vocab_size, memory
-    )
+    logits = positions * model.config.vocab_size * bytes_of_a_logit(config.compile, model.precision.itemsize)
+    model.head_in_chunks = not is_all_asked_for and head_in_chunks(config, device, positions, logits, memory)
     model.head_padded = device.type == "cuda" and model.precision != torch.float32
     fused = fused_attention_pays(model.precision, device, config.block_size)
     for module in model.modules():
@@ -153,18 +152,18 @@ def set_up(model: GPT, config: Any, device: torch.device) -> str:
             module.fused = False
     fuse(model)  # LoRA's layers; without this line one steps through the equation in model/lora.py
     if config.compile:
-        model.compile_blocks()
+        model.compile_model(with_loss=not (is_all_asked_for or config.shard))
     return f"{why}; head and loss {CHUNK:,} positions at a time, for less memory" if model.head_in_chunks else why
 
 
-def head_in_chunks(config: Any, device: torch.device, positions: int, vocab_size: int, memory: float | None) -> bool:
+def head_in_chunks(config: Any, device: torch.device, positions: int, logits: float, memory: float | None) -> bool:
     """Whether the head and the loss are computed chunk by chunk, and twice (model/large_head.py): with
     --checkpoint-activations, and on a GPU where all logits, their logarithms and their gradients would take more than a
     quarter of its memory. Not with --shard, which has no weights of the head outside of the model's forward pass.
 
-    positions: those of a micro-batch in this process, the most that can be graded; memory: what there is, in bytes.
+    positions: those of a micro-batch in this process, the most that can be graded; logits: what all of theirs would
+    take, and memory: what there is, in bytes.
     """
-    logits = 3 * 4 * positions * vocab_size
     large = device.type != "cpu" and memory is not None and logits > memory / 4
     return positions > CHUNK and not config.shard and (config.checkpoint_activations or large)
 

@@ -15,7 +15,7 @@ import torch
 
 from data.masked import CHOSEN
 from model.gpt import GPTConfig
-from model.large_head import CHUNK
+from model.large_head import CHUNK, bytes_of_a_logit
 from run.device import choose_precision, fused_attention_pays, head_in_chunks
 
 COMPARED = ("reward", "dpo", "rlhf")  # methods that compare responses
@@ -69,8 +69,12 @@ class Run:
         graded = min(config.graded, CHOSEN) if config.method == "mlm" else config.graded
         self.n_graded = max(1, round(graded * self.positions))  # N
         self.n_graded = rows if config.method == "reward" else self.n_graded
-        in_chunks = head_in_chunks(config, device, self.positions, shape.vocab_size, memory)
-        self.in_chunks = in_chunks and self.tied and config.method != "rlhf" and self.n_graded > CHUNK
+        for_loss_alone = self.tied and config.method != "rlhf"  # which also measures the logits' entropy
+        self.compiled = config.compile and for_loss_alone and not config.shard  # the head, in one piece with the loss
+        self.of_a_logit = bytes_of_a_logit(self.compiled, self.width)
+        logits = self.positions * shape.vocab_size * bytes_of_a_logit(config.compile, self.width)
+        in_chunks = head_in_chunks(config, device, self.positions, logits, memory)
+        self.in_chunks = in_chunks and for_loss_alone and self.n_graded > CHUNK
         self.n_at_once = CHUNK if self.in_chunks else self.n_graded  # positions whose logits are there at a time
         C = shape.n_embd
         self.block = 12 * C * C + 13 * C  # parameters of one block; below, of what is attached to it
@@ -154,16 +158,17 @@ class Run:
         entered = f"what entered block 0{prompt_is}"
         before = self.config.micro_batches > 1  # gradients of earlier micro-batches are there
         head = 1 if self.full and self.tied else 0  # one gradient of wte, before it is added up
-        # gradients of all that learns · more of wte · activations and what they are · copies of the logits
-        yield self.moment("at the end of the forward pass", before, 0, top + cast, kept_is, 1)
+        logit = self.width if self.compiled else 4  # bytes, of what the loss keeps
+        # gradients of all that learns · more of wte · activations and what they are · bytes of each logit
+        yield self.moment("at the end of the forward pass", before, 0, top + cast, kept_is, logit)
         if self.reference:
             asked, asked_is = self.frozen_block()
-            yield self.moment("when the reference is asked", before, 0, top + asked, f"{kept_is}; {asked_is}", 1)
+            yield self.moment("when the reference is asked", before, 0, top + asked, f"{kept_is}; {asked_is}", logit)
         chunk = head if self.in_chunks else 0  # the chunks before have one too, and their inputs' gradients are there
         top += head_input if self.in_chunks else 0
-        yield self.moment("when the loss turns into gradients", before, chunk, top, kept_is, 3)
-        yield self.moment("in the head's backward pass", before, head + chunk, top, kept_is, 2)
-        held = 0 if self.in_chunks else 1  # log_p, which has a name in the loop
+        yield self.moment("when the loss turns into gradients", before, chunk, top, kept_is, self.of_a_logit)
+        yield self.moment("in the head's backward pass", before, head + chunk, top, kept_is, 2 * logit)
+        held = 0 if self.in_chunks or self.compiled else 4  # log_p, which has a name in the loop
         if L:
             yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", held)
             yield self.moment("in the first block's backward pass", True, head * before, one, one_is, held)
@@ -171,7 +176,7 @@ class Run:
             there, there_is = self.frozen_block()
             yield self.moment("in a block that does not learn", before, 0, there, there_is, 0)
         yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, held)
-        yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 3)
+        yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 8 if self.compiled else 12)
 
     def frozen_block(self) -> tuple[int, str]:
         """Of a block through which no gradient passes, at its MLP: the stream, what enters, and both sides of GELU."""
@@ -179,7 +184,7 @@ class Run:
         there = self.positions * (4 * C + 9 * C * self.width + (T if self.is_masked else 0))
         return there, "one block at work, of which nothing is kept"
 
-    def moment(self, when: str, gradients: bool, heads: int, activations: int, they_are: str, logits: int) -> Moment:
+    def moment(self, when: str, gradients: bool, heads: int, activations: int, they_are: str, logit: int) -> Moment:
         V, C, n = self.shape.vocab_size, self.shape.n_embd, self.base + self.adapter
         share = f", in {self.parts} parts" if self.parts > 1 else ""
         gradients_are = [f"4 bytes for each that learns{share}"] * gradients
@@ -195,11 +200,11 @@ class Run:
         adamw_is = f"2 × 4 bytes for each of {self.learning:,} that learn{share}"
         graded = f"{self.n_at_once:,} {'of the ' * self.in_chunks}graded tokens{' at a time' * self.in_chunks}"
         of = f"{self.n_logits:,} {'in the vocabulary' if self.tied else 'classes'}"
-        logits_are = f"{logits} × 4 bytes × N × V: {graded} × {of}"
+        logits_are = f"{logit} bytes × N × V: {graded} × {of}"
         parts["gradients"] = held, " + ".join(gradients_are) or "none then"
         parts["AdamW"] = 8 * self.learning / self.parts, adamw_is
         parts["activations"] = activations, they_are
-        parts["logits"] = logits * 4 * self.n_at_once * self.n_logits, logits_are
+        parts["logits"] = logit * self.n_at_once * self.n_logits, logits_are
         if self.device != "cpu":
             tensors = sum(n for n, _ in parts.values())
             parts["gaps"] = GPU_GAPS * tensors, f"{GPU_GAPS} × all of that: the allocator's, between tensors"

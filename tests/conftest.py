@@ -1,5 +1,6 @@
 """Small worlds for the tests: a text, some instructions, a base trained on the text. Nothing needs a network."""
 
+import itertools
 import json
 import os
 import random
@@ -194,6 +195,12 @@ def has_trained(run, steps=3):
 def tokens_of(example):
     """What was shifted into an example's inputs and targets."""
     return [*example.inputs.tolist(), int(example.targets[-1])]
+
+
+def most_held(profiler):
+    """The most bytes that tensors held at a time, in a profile with profile_memory."""
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def weights(run):

@@ -5,6 +5,7 @@ import functools
 import io
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import metrics, weights
-from torch import nn
+from conftest import metrics, most_held, weights
 from torch.profiler import ProfilerActivity, profile
 
 import train_sft
@@ -21,12 +21,12 @@ from benchmarks import measure
 from benchmarks.gpu import cost, page, same
 from cli import Mistake
 from data import files
-from data.batches import collate
+from data.batches import Batch, collate
 from data.examples import n_to_judge_by, next_token
 from model import gpt, large_head
-from model.gpt import Block
+from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora
-from run import device, fits, ranks, resume
+from run import device, fits, memory, ranks, resume
 from run.session import Session
 
 ROOT = Path(__file__).parent.parent
@@ -47,12 +47,16 @@ def chunks_of_7(monkeypatch):
         monkeypatch.setattr(module, "CHUNK", 7)
 
 
-def loss_and_gradients(model, batch):
+def nll_of(model, batch):
     """The scripts' lines."""
-    model.zero_grad()
     inputs, targets, graded, positions = batch
     log_p = model(inputs, graded, positions).log_softmax(-1)
-    nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)
+    return -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)
+
+
+def loss_and_gradients(model, batch):
+    model.zero_grad()
+    nll = nll_of(model, batch)
     nll.sum().backward()
     return nll.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -94,22 +98,71 @@ def test_logits_of_few_positions_are_the_plain_tensor(model, batch):
     assert isinstance(model(batch.inputs, batch.graded), torch.Tensor)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_run_with_the_head_in_chunks_has_the_losses_of_one_without(train, precision, chunks_of_7, capsys):
-    """fp16 too, whose gradients are scaled where they enter the logits."""
+@pytest.fixture
+def only_traced(monkeypatch):
+    """What is compiled is traced, and runs as it is: making C++ of it takes seconds."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("script, precision", [("sft", "fp32"), ("sft", "fp16"), ("dpo", "fp32")])
+@pytest.mark.parametrize("flag", ["checkpoint_activations", "compile"])
+def test_a_run_whose_logits_are_for_the_loss_alone_has_the_losses_of_one_with_all(
+    train, flag, script, precision, chunks_of_7, only_traced, capsys
+):
+    """fp16 too, whose gradients are scaled where they enter the logits; and DPO, whose reference is a copy."""
     settings = {"steps": 5, "learning_rate": 3e-3, "precision": precision}
-    _, plain = train("sft", **settings)
+    _, plain = train(script, **settings)
     assert "at a time" not in capsys.readouterr().out
-    _, run = train("sft", **settings, checkpoint_activations=True)
-    assert "head and loss 7 positions at a time, for less memory" in capsys.readouterr().out
+    _, run = train(script, **settings, **{flag: True})
+    in_chunks = "head and loss 7 positions at a time, for less memory" in capsys.readouterr().out
+    assert in_chunks == (flag == "checkpoint_activations")
     for column in ("loss", "grad_norm"):
         expected, found = ([float(value) for value in metrics(which, column)] for which in (plain, run))
         assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 2e-2)
 
 
+def test_the_loss_is_compiled_where_it_reads_nothing_but_the_targets_logits(model, train, only_traced, monkeypatch):
+    """Not in RLHF, which measures their entropy; not with a head of its own, nor where --shard has parts of it."""
+    compiled, compile_model = [], gpt.GPT.compile_model
+    monkeypatch.setattr(
+        gpt.GPT, "compile_model", lambda model, with_loss: compiled.append(with_loss) or compile_model(model, with_loss)
+    )
+    monkeypatch.setattr(device, "check_compiler", lambda device: None)
+    for script in ("pretrain", "lora_sft", "mlm", "dpo"):
+        train(script, steps=1, compile=True)
+    assert all(compiled)
+    compiled.clear()
+    for script in ("classifier", "reward", "rlhf"):
+        train(script, steps=1, compile=True)
+    device.set_up(model, config(compile=True, precision="fp32", shard=True), CPU)
+    assert len(compiled) >= 4 and not any(compiled)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_compiled_loss_computes_what_the_scripts_write_in_half_the_memory(precision):
+    model = GPT(GPTConfig(vocab_size=4001, block_size=64, n_layer=1, n_head=1, n_embd=16))
+    model.precision = device.PRECISIONS[precision]
+    rows = torch.randint(4001, (8, 65), generator=torch.Generator().manual_seed(0)).numpy()
+    batch = collate([next_token(row, row > 400) for row in rows])
+    loss, plain = loss_and_gradients(model, batch)
+    model.compiled_log_p = torch.compile(GPT.log_p)
+    found_loss, found = loss_and_gradients(model, batch)
+    apart = 1e-5 if precision == "fp32" else 2e-2
+    torch.testing.assert_close(found_loss, loss, rtol=apart, atol=apart)
+    for name, gradient in plain.items():
+        assert (found[name] - gradient).norm() <= apart * gradient.norm()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loss_and_gradients(model, batch)
+    n_logits = int(batch.graded.sum()) * 4001
+    expected = large_head.bytes_of_a_logit(True, model.precision.itemsize)
+    assert most_held(profiler) / n_logits == pytest.approx(expected, rel=0.15)
+
+
 def test_the_head_is_in_chunks_where_its_logits_would_take_a_quarter_of_a_gpu():
     def chosen(memory=80e9, place=CUDA, positions=8192, **settings):
-        return device.head_in_chunks(config(**settings), place, positions, 50257, memory)
+        return device.head_in_chunks(config(**settings), place, positions, 12 * 50257 * positions, memory)
 
     assert not chosen() and chosen(memory=8e9) and chosen(memory=8e9, place=MPS)
     assert not chosen(memory=8e9, place=CPU) and not chosen(memory=None)
@@ -177,20 +230,19 @@ def test_compiling_without_triton_is_refused(monkeypatch):
         device.check_compiler(CUDA)
 
 
-def test_no_kind_of_rows_makes_compiled_blocks_fall_back(model, monkeypatch):
+def test_no_kind_of_rows_makes_what_is_compiled_fall_back(model, only_traced, chunks_of_7):
     """LoRA, packed rows and padded ones, of two lengths, with an evaluation after each."""
     apply_lora(model, 3, 7.0, 0.0)
-    monkeypatch.setattr(Block, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
-    torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 8  # PyTorch's own
-    model.compile_blocks()
+    model.compile_model()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for B, T in [(4, 16), (3, 12)]:
             tokens = torch.ones(B, T, dtype=torch.long)
             for positions in (None, torch.arange(T) % 4 * torch.ones(B, 1, dtype=torch.long)):
-                model(tokens, positions=positions).sum().backward()
+                batch = Batch(tokens, tokens, tokens > 0, torch.arange(T) if positions is None else positions)
+                loss_and_gradients(model, batch)
                 with torch.no_grad(), gpt.evaluating(model):
-                    model(tokens, positions=positions)
+                    nll_of(model, batch)
 
 
 def joined(monkeypatch, device_name, nccl=True):
@@ -385,6 +437,18 @@ def test_transformers_is_given_padded_rows_and_grades_what_we_grade():
     rows = [next_token(torch.arange(n).numpy(), torch.arange(n).numpy() > n // 2) for n in (6, 9, 12)]
     model = cost.who.transformers_model(cost.Shape(1, 2, 8, 61, 16, 3), CPU)
     assert cost.padded(model, rows, 3)() == sum(int(row.graded.sum()) for row in rows)
+
+
+@pytest.mark.parametrize("way", fits.WAYS)
+def test_a_step_is_set_up_as_its_plan_says(way, tmp_path, chunks_of_7, monkeypatch):
+    """What the plan has in chunks is in chunks there."""
+    monkeypatch.setattr(memory, "CHUNK", 7)
+    models, our_model = [], cost.who.our_model
+    monkeypatch.setattr(cost.who, "our_model", lambda *args: models.append(our_model(*args)) or models[-1])
+    on = page.On(CPU, True, tmp_path)
+    step, run = cost.step_as_planned(on, cost.config_of(on, 2, fits.WAYS[way]), None)
+    assert step() == run.n_graded == 2 * 64
+    assert models[0].head_in_chunks == models[0].checkpoint_activations == run.in_chunks == ("checkpointed" in way)
 
 
 def test_a_resumed_run_is_compared_by_what_it_has_saved(train):

@@ -7,9 +7,11 @@ import shlex
 import sys
 import warnings
 from dataclasses import fields, replace
+from shutil import which
 
 import pytest
 import torch
+from conftest import most_held
 from torch.profiler import ProfilerActivity, profile
 
 import cli
@@ -105,12 +107,7 @@ def measure(world, tmp_path, monkeypatch):
         )
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             script.main(config)
-        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-        held = peak = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            peak = max(peak, held)
-        return peak
+        return most_held(profiler)
 
     return run
 
@@ -128,6 +125,8 @@ def tensors(config):
 
 
 needs_bf16 = pytest.mark.skipif(not cpu_bf16_units(), reason="slow without bf16 units")
+needs_compiler = pytest.mark.skipif(not (which("g++") or which("clang++")), reason="needs a C++ compiler")
+MARKS = {"bf16": needs_bf16, "compiled": needs_compiler}
 RUNS = {
     "full": {},
     "full, accumulated": {"batch_size": 2, "micro_batches": 4},
@@ -141,6 +140,7 @@ RUNS = {
     "adapter": {"method": "adapter"},
     "adapter, bf16": {"method": "adapter", "precision": "bf16", "width": 40, "mlp_only": True},
     "head in chunks, bf16": {"batch_size": 24, "checkpoint_activations": True, "precision": "bf16"},
+    "compiled": {"compile": True, "batch_size": 24},
     "LoRA, head in chunks": {"method": "lora", "batch_size": 12, "checkpoint_activations": True},
     "prefix": {"method": "prefix", "block_size": 112},
     "prompt": {"method": "prompt", "block_size": 64, "length": 64},
@@ -161,7 +161,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=needs_bf16) if "bf16" in n else n for n in RUNS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[MARKS[word] for word in MARKS if word in n]) for n in RUNS])
 def test_the_peak_is_within_15_percent_of_what_is_measured(name, world, measure):
     config = planned(world, **RUNS[name])
     assert tensors(plan.of_adapter(config)) == pytest.approx(measure(config), rel=0.15)

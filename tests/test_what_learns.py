@@ -232,11 +232,11 @@ def test_compiled_blocks_compute_what_plain_ones_do(model, short):
     """With a soft prompt, whose own row is not compiled, and bottlenecks."""
     randomise([*apply_soft_prompt(model, P), *apply_adapter(model, 2)])
     plain, answers = step(model, short), generate(model, PROMPTS, 6)
-    model.compile_blocks()
+    model.compile_model()
     torch._dynamo.utils.counters.clear()
     assert_same_step(step(model, short), plain)
     counters = torch._dynamo.utils.counters
-    assert not counters["graph_break"] and 0 < counters["stats"]["unique_graphs"] <= 2
+    assert not counters["graph_break"] and 0 < counters["stats"]["unique_graphs"] <= 3, "blocks, and the loss"
     assert generate(model, PROMPTS, 6) == answers
 
 

@@ -3,12 +3,14 @@
 import contextlib
 import itertools
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import train_lora
+import train_pretrain
 import train_sft
 from benchmarks import contestants as who
 from benchmarks.contestants import BF16, Shape
@@ -32,7 +34,7 @@ def shape_of(on: On, B: int) -> Shape:
 
 
 def shape_for_speed(on: On, B: int) -> Shape:
-    """The same, where it fits seven times over, for seven contestants; else a smaller one."""
+    """The same, where it fits eight times over, for eight contestants; else a smaller one."""
     memory = torch.cuda.get_device_properties(on.device).total_memory if on.here() else 0
     return shape_of(on, B) if on.tiny or memory > 60e9 else Shape(6, 6, 384, 50257, 512, 4)
 
@@ -51,8 +53,15 @@ def step_as_planned(on: On, config: plan.Config, memory: float | None) -> tuple[
     model = who.our_model(shape, on.device)
     batch = who.one_batch(who.random_rows(shape, on.device))
     step = who.ours(model, "LoRA" if config.method == "lora" else "full", batch)
-    device.set_up(model, SimpleNamespace(**vars(config), compile=False), on.device)
+    device.set_up(model, script_config(config), on.device)
     return step, run
+
+
+def script_config(config: plan.Config) -> Any:
+    """That of the training script which is planned."""
+    Script = train_lora.Config if config.method == "lora" else train_pretrain.Config
+    shared = {field.name for field in fields(Script)} & vars(config).keys()
+    return Script(text="", out="", **{name: vars(config)[name] for name in shared})
 
 
 def config_of(on: On, rows: int, settings: dict[str, Any]) -> plan.Config:
@@ -62,9 +71,26 @@ def config_of(on: On, rows: int, settings: dict[str, Any]) -> plan.Config:
 
 def planned(on: On, tell: Notes) -> None:
     """The most that tensors held in two steps of 8 rows of 1,024 tokens, beside the plan."""
-    for way, settings in fits.WAYS.items():
+    beside_the_plan(on, tell, fits.WAYS)
+    if on.here():
+        free, total = torch.cuda.mem_get_info(on.device)
+        others = total - free - torch.cuda.memory_reserved(on.device)
+        tell(f"MB of the driver, and of other processes, planned {CONTEXT / 1e6:.0f}", others / 1e6)
+
+
+def planned_compiled(on: On, tell: Notes) -> None:
+    """The same of a compiled step, whose blocks keep less than the plan says."""
+    if not on.here():
+        return tell("compiled: tensors", "not measured on a CPU")
+    beside_the_plan(on, tell, {"full, compiled": {"method": "pretrain", "compile": True}})
+
+
+def beside_the_plan(on: On, tell: Notes, ways: dict[str, dict[str, Any]]) -> None:
+    for way, settings in ways.items():
         config = config_of(on, 2 if on.tiny else 8, settings)
         step, run = step_as_planned(on, config, device.memory_there(on.device) if on.here() else None)
+        if config.compile:
+            fits_in_memory(step)  # the compiler tries out kernels, which takes memory
         if on.here():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(on.device)
@@ -80,10 +106,6 @@ def planned(on: On, tell: Notes) -> None:
         else:
             tell(f"{way}: tensors", "not measured on a CPU")
         del step, run
-    if on.here():
-        free, total = torch.cuda.mem_get_info(on.device)
-        others = total - free - torch.cuda.memory_reserved(on.device)
-        tell(f"MB of the driver, and of other processes, planned {CONTEXT / 1e6:.0f}", others / 1e6)
 
 
 def fits_in_memory(step: Step) -> bool:
@@ -147,13 +169,13 @@ def steps(on: On, tell: Notes) -> None:
     tell("shape of a full step; LoRA has the second", f"{full}; {short.B} rows")
     rows, fewer = who.random_rows(full, on.device), who.random_rows(short, on.device)
 
-    def ours(method: str, compiled: bool = False, padded: bool = True) -> Step:
+    def ours(method: str, compiled: bool = False, padded: bool = True, with_loss: bool = True) -> Step:
         shape, batch = (short, who.one_batch(fewer)) if method == "LoRA" else (full, who.one_batch(rows))
         model = who.our_model(shape, on.device, BF16)
         model.head_padded = padded
         step = who.ours(model, method, batch)
         if compiled:
-            model.compile_blocks()
+            model.compile_model(with_loss)
         return step
 
     peak = matmul_peak(BF16, on.device)
@@ -162,6 +184,7 @@ def steps(on: On, tell: Notes) -> None:
     runs.append(Contestant("LoRA", ours("LoRA")))
     if on.here():  # on a CPU it takes a minute, and says nothing
         runs += [Contestant("full, compiled", ours("full", True)), Contestant("LoRA, compiled", ours("LoRA", True))]
+        runs.append(Contestant("full, blocks alone compiled", ours("full", True, with_loss=False)))
     try:
         theirs = who.transformers_model(full, on.device)
         runs.append(Contestant("transformers", with_cudnn(who.theirs(theirs, rows, BF16))))
@@ -179,6 +202,7 @@ def steps(on: On, tell: Notes) -> None:
             used = speed[name] * full.flops_per_token() / peak
             tell(f"{name}: FLOPs of the model, share of the peak", used, low=0.4 if name == "full, compiled" else None)
     ratios = [("full", "transformers", 1.0), ("LoRA", "PEFT", 1.3), ("full", "full, head not padded", 1.0)]
+    ratios.append(("full, compiled", "full, blocks alone compiled", 1.0))
     for one, other, least in ratios:
         if other in speed:
             tell(f"{one} : {other}", speed[one] / speed[other], low=least)

@@ -1,4 +1,4 @@
-"""Whether all is right, small and fast on this GPU, in under six minutes: a page of figures, each beside its aim.
+"""Whether all is right, small and fast on this GPU, in under seven minutes: a page of figures, each beside its aim.
 
     python -m benchmarks gpu                      on a GPU; writes benchmarks/gpu/<its name>.md
     python -m benchmarks gpu --tiny --device cpu  tries this program out: its figures mean nothing
@@ -86,13 +86,13 @@ def parts() -> dict[str, tuple[list[Check], int]]:
     from benchmarks.gpu import cost, same  # here, since they import this file
 
     return {
-        "numbers": ([same.cpu_and_gpu, same.heads, same.precisions], 60),
+        "numbers": ([same.cpu_and_gpu, same.precisions, same.heads], 60),
         "memory": ([cost.planned, cost.budgets, cost.out_of_memory], 45),
-        "speed": ([cost.steps, cost.instructions, cost.where_time_goes], 90),
+        "speed": ([cost.steps, cost.instructions, cost.where_time_goes], 105),
         "resume": ([same.resume], 35),
         "ranks": ([same.one_rank], 20),
         "generation": ([cost.generation], 25),
-        "compiled": ([same.compiled_blocks], 75),
+        "compiled": ([same.compiled_model, cost.planned_compiled], 100),
     }
 
 

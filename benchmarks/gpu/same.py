@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +20,7 @@ from benchmarks.gpu.page import Notes, On
 from data.batches import Batch, collate
 from data.examples import next_token, packed
 from model.fused_lora import fuse
-from model.gpt import GPT, Block, GPTConfig, evaluating
+from model.gpt import GPT, GPTConfig, evaluating
 from model.lora import apply_lora
 from run import ranks
 from run.device import GradientScale
@@ -141,28 +142,33 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 
 def heads(on: On, tell: Notes) -> None:
-    """The head in chunks and the padded head compute what the plain one does."""
+    """The head in chunks, padded, and compiled with the loss computes what the plain one does."""
+    forms = {"head_in_chunks": True, "head_padded": True, "compiled_log_p": compiler(on)(GPT.log_p)}
     for precision, name, most in ((FP32, "fp32", 1e-5), (BF16, "bf16", 2e-2)):
         model, learns = new_model(on, precision)
         batch = random_batch(16, 128)
         plain, loss = gradient(model, learns, batch), nll_of(model, batch).mean().item()
-        for form in ("head_in_chunks", "head_padded"):
-            setattr(model, form, True)
+        for form, switched_on in forms.items():
+            setattr(model, form, switched_on)
             apart = distance(gradient(model, learns, batch), plain)
             tell(f"{name}, {form}: gradient's relative distance", apart, high=most)
             tell(f"{name}, {form}: loss's difference", abs(nll_of(model, batch).mean().item() - loss), high=most)
-            setattr(model, form, False)
+            delattr(model, form)
 
 
-def compiled_blocks(on: On, tell: Notes) -> None:
+def compiler(on: On) -> Callable[..., Any]:
+    """On a CPU it takes a minute, so there only what is compiled how often is looked at."""
+    return functools.partial(torch.compile, backend="inductor" if on.here() else "eager")
+
+
+def compiled_model(on: On, tell: Notes) -> None:
     """Rows of many lengths, packed ones, LoRA, evaluations between: the same gradients, and nothing falls back."""
-    backend = "inductor" if on.here() else "eager"  # on a CPU only what is compiled how often is looked at
     lengths = (32, 24) if on.tiny else (128, 96, 77, 33)
     for name, lora in [("full", False), ("LoRA", True)][on.tiny :]:
         torch._dynamo.reset()
         plain, model = new_model(on, BF16, lora), new_model(on, BF16, lora)
-        with mock.patch.object(Block, "compile", functools.partialmethod(nn.Module.compile, backend=backend)):
-            model[0].compile_blocks()
+        with mock.patch.object(torch, "compile", compiler(on)):
+            model[0].compile_model()
         worst = 0.0
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             for T in lengths:
@@ -172,7 +178,7 @@ def compiled_blocks(on: On, tell: Notes) -> None:
                     with torch.no_grad(), evaluating(model[0]):
                         nll_of(model[0], batch)
         tell(f"compiled, {name}, bf16: gradient's relative distance", worst, high=5e-2)
-        tell.yes(f"compiled, {name}: no block fell back, in rows of {2 * len(lengths)} kinds", True)
+        tell.yes(f"compiled, {name}: nothing fell back, in rows of {2 * len(lengths)} kinds", True)
 
 
 def one_rank(on: On, tell: Notes) -> None:
