@@ -16,10 +16,10 @@ CHUNK = 1024  # positions whose logits are there at a time
 
 
 def bytes_of_a_logit(compiled: bool, width: int) -> int:
-    """The most that is held of each logit when the loss turns into gradients: itself, its logarithm and both their
-    gradients are three numbers of fp32 at a time. Compiled, they are the product as it came, of so many bytes (width),
-    and one number of fp32, as measured on a CPU."""
-    return 4 + width if compiled else 3 * 4
+    """The most that is held of each logit when the loss turns into gradients: of itself, its logarithm and both their
+    gradients three numbers of fp32 at a time. Compiled, it is one number of so many bytes (width), as the product with
+    the head wrote it: measured on a CPU."""
+    return width if compiled else 3 * 4
 
 
 class LogitsOfLoss:
@@ -27,7 +27,7 @@ class LogitsOfLoss:
 
         nll = -logits.log_softmax(-1).gather(-1, targets)
 
-    and computes just that, as soon as it knows the targets: compiled, so that the logarithms are never written out; or
+    and computes just that, as soon as it knows the targets: compiled, so that no logarithm is written out; or
     CHUNK positions at a time. Then logits are not kept: the backward pass computes them anew, chunk by chunk, as
     checkpointed blocks do (Chen et al. 2016). That is one more product with the head a step.
     """

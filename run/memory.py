@@ -158,7 +158,8 @@ class Run:
         entered = f"what entered block 0{prompt_is}"
         before = self.config.micro_batches > 1  # gradients of earlier micro-batches are there
         head = 1 if self.full and self.tied else 0  # one gradient of wte, before it is added up
-        logit = self.width if self.compiled else 4  # bytes, of what the loss keeps
+        logit = min(4, self.of_a_logit)  # bytes that the loss keeps of it
+        held = 0 if self.in_chunks or self.compiled else 4  # and log_p, which has a name in the loop
         # gradients of all that learns · more of wte · activations and what they are · bytes of each logit
         yield self.moment("at the end of the forward pass", before, 0, top + cast, kept_is, logit)
         if self.reference:
@@ -167,8 +168,7 @@ class Run:
         chunk = head if self.in_chunks else 0  # the chunks before have one too, and their inputs' gradients are there
         top += head_input if self.in_chunks else 0
         yield self.moment("when the loss turns into gradients", before, chunk, top, kept_is, self.of_a_logit)
-        yield self.moment("in the head's backward pass", before, head + chunk, top, kept_is, 2 * logit)
-        held = 0 if self.in_chunks or self.compiled else 4  # log_p, which has a name in the loop
+        yield self.moment("in the head's backward pass", before, head + chunk, top, kept_is, min(8, self.of_a_logit))
         if L:
             yield self.moment("in the last block's backward pass", before, head, last, f"{kept_is}; {one_is}", held)
             yield self.moment("in the first block's backward pass", True, head * before, one, one_is, held)
@@ -176,7 +176,7 @@ class Run:
             there, there_is = self.frozen_block()
             yield self.moment("in a block that does not learn", before, 0, there, there_is, 0)
         yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, held)
-        yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 8 if self.compiled else 12)
+        yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 12)
 
     def frozen_block(self) -> tuple[int, str]:
         """Of a block through which no gradient passes, at its MLP: the stream, what enters, and both sides of GELU."""

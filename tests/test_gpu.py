@@ -141,7 +141,7 @@ def test_the_loss_is_compiled_where_it_reads_nothing_but_the_targets_logits(mode
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_compiled_loss_computes_what_the_scripts_write_in_half_the_memory(precision):
+def test_the_compiled_loss_computes_what_the_scripts_write_in_less_memory(precision):
     model = GPT(GPTConfig(vocab_size=4001, block_size=64, n_layer=1, n_head=1, n_embd=16))
     model.precision = device.PRECISIONS[precision]
     rows = torch.randint(4001, (8, 65), generator=torch.Generator().manual_seed(0)).numpy()
@@ -157,7 +157,7 @@ def test_the_compiled_loss_computes_what_the_scripts_write_in_half_the_memory(pr
         loss_and_gradients(model, batch)
     n_logits = int(batch.graded.sum()) * 4001
     expected = large_head.bytes_of_a_logit(True, model.precision.itemsize)
-    assert most_held(profiler) / n_logits == pytest.approx(expected, rel=0.15)
+    assert expected < most_held(profiler) / n_logits < expected + 0.6, "and what is not logits"
 
 
 def test_the_head_is_in_chunks_where_its_logits_would_take_a_quarter_of_a_gpu():
