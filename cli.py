@@ -50,7 +50,9 @@ class Mistake(ValueError):
 def command_line(main: Callable[[Any], Any], Config: type) -> None:
     """Runs main with a Config read from the flags. A user's mistake, or memory that runs out, ends as one sentence."""
     help_texts = dict(re.findall(r"^ +(\w+): .*?  # (.+)$", inspect.getsource(Config), re.MULTILINE))
+    file = Path(sys.argv[0])
     parser = argparse.ArgumentParser(
+        prog=f"python -m {file.parent.name}" if file.name == "__main__.py" else file.name,
         description=sys.modules[main.__module__].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from conftest import metrics, most_held, weights
 from torch.profiler import ProfilerActivity, profile
+from torch.utils import backend_registration
 
 import train_sft
 from benchmarks import measure
@@ -183,6 +185,18 @@ def test_a_step_looks_for_graded_positions_twice_and_not_again_in_the_backward_p
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         loss_and_gradients(model, batch)
     assert [event.count for event in profiler.key_averages() if event.key == "aten::nonzero"] == [2]
+
+
+# ---- any device but the CPU --------------------------------------------------------------------------------------
+
+
+def test_every_script_computes_where_it_is_told_to():
+    """tests/elsewhere.py, in a process of its own: what it tells PyTorch cannot be taken back."""
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this PyTorch knows no device that is written in Python")
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/elsewhere.py"]
+    done = subprocess.run(tests, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and re.search(r"\d\d passed", done.stdout), done.stdout[-5000:]
 
 
 # ---- CUDA --------------------------------------------------------------------------------------------------------

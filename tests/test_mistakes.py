@@ -239,6 +239,13 @@ def test_a_byte_order_mark_and_a_line_separator_inside_a_string_are_read(tmp_pat
     assert [r.instruction for r in read_instructions(path)] == ["a\u2028b", "d"]
 
 
+def test_a_folder_of_a_program_is_called_as_it_was_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/world/__main__.py", "--seed", "1"])
+    with pytest.raises(SystemExit):
+        command_line(world.main, world.Config)
+    assert capsys.readouterr().err.startswith("python -m world: give --show")
+
+
 def test_a_bug_in_the_code_keeps_its_traceback(monkeypatch, text, base, tmp_path):
     """Only a Mistake is one sentence: a student who breaks the loop must see where."""
     monkeypatch.setattr(train_pretrain, "Batches", lambda *args: int("not a number"))
