@@ -146,6 +146,28 @@ def test_a_run_has_the_losses_it_has_on_a_cpu(script, train):
         assert found == pytest.approx(expected, rel=1e-2, abs=1e-3)
 
 
+WAITS = ("aten::_copy_from", "aten::nonzero", "aten::_local_scalar_dense")  # for which a GPU keeps its host waiting
+
+
+@pytest.mark.parametrize("script", ["pretrain", "sft", "lora_sft", "prefix_sft", "mlm"])
+def test_the_host_waits_in_a_step_as_often_as_docs_gpu_md_says(script, train, monkeypatch):
+    """Counted from the end of one log to the begin of the next."""
+    log, began, ended = Session.log, [], []
+
+    def counted(*args):
+        began.append(len(ASKED))
+        log(*args)
+        ended.append(len(ASKED))
+
+    monkeypatch.setattr(Session, "log", counted)
+    train(script, steps=3, eval_every=100, device="elsewhere")
+    between = zip([0, *ended], [*began, len(ASKED)], strict=True)
+    _, *steps, _ = [[name for name in ASKED[start:end] if name in WAITS] for start, end in between]
+    copies, searches, question = ["aten::_copy_from"] * 4, ["aten::nonzero"] * 2, ["aten::_copy_from"]
+    assert steps == [copies + searches + question] * 2
+    assert sum(name in WAITS for name in ASKED[began[1] : ended[1]]) == 2, "the loss, and the gradient's norm"
+
+
 @pytest.mark.parametrize(
     "script, settings",
     [
