@@ -146,7 +146,7 @@ class BERT(GPT):
         """
         h = self.hidden(tokens, positions, cache)  # (B, T, C)
         if graded is not None:
-            h = h[graded]  # (N, C)
+            h = h[graded.nonzero(as_tuple=True)]  # (N, C), as in model/gpt.py
         with self.autocast():
             if self.head is None:
                 h = self.ln_t(F.gelu(self.transform(h)))

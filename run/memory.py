@@ -200,7 +200,7 @@ class Run:
         adamw_is = f"2 × 4 bytes for each of {self.learning:,} that learn{share}"
         graded = f"{self.n_at_once:,} {'of the ' * self.in_chunks}graded tokens{' at a time' * self.in_chunks}"
         of = f"{self.n_logits:,} {'in the vocabulary' if self.tied else 'classes'}"
-        logits_are = f"{logit} bytes × N × V: {graded} × {of}"
+        logits_are = f"{logit if self.compiled else f'{logit // 4} × 4'} bytes × N × V: {graded} × {of}"
         parts["gradients"] = held, " + ".join(gradients_are) or "none then"
         parts["AdamW"] = 8 * self.learning / self.parts, adamw_is
         parts["activations"] = activations, they_are
