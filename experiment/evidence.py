@@ -1,5 +1,6 @@
 """What claims.py judges by, beyond the rows of the table: every number is measured here, on one seed."""
 
+import copy
 import csv
 import json
 import math
@@ -89,20 +90,21 @@ def about_lora(base: GPT, domain_run: str, sft: GPT, y: Yardsticks) -> dict[str,
 
 
 def about_the_mask(base: GPT, y: Yardsticks) -> dict[str, Any]:
-    """Loss and gradients of one batch of instructions: as plain text, as SFT with the prompt graded, and as SFT."""
+    """Loss and gradients of one batch of instructions: as plain text, as SFT with the prompt graded, and as SFT. On the
+    CPU: a GPU may add up the same numbers in another order each time."""
+    base = copy.deepcopy(base).cpu()
     sft = [instruction_example(one, y.tokenizer) for one in y.questions[:32]]
     as_text = [TextRows(np.append(one.inputs, one.targets[-1]), len(one.inputs))[0] for one in sft]
     found = {}
     for name, examples in (("text", as_text), ("graded", graded_everywhere(sft)), ("masked", sft)):
         base.zero_grad()
-        inputs, targets, graded, _ = (tensor.to(y.device) for tensor in collate(examples))  # (B, T) each
+        inputs, targets, graded, _ = collate(examples)  # (B, T) each
         log_p = base(inputs, graded).log_softmax(-1)  # (N, V)
         nll = -log_p.gather(-1, targets[graded].unsqueeze(-1)).squeeze(-1)  # (N,) nats
         loss = nll.sum() / len(nll)
         loss.backward()
         gradients = [parameter.grad.clone() for parameter in base.parameters() if parameter.grad is not None]
         found[name] = loss.item(), gradients, len(nll)
-    base.zero_grad()
     same = {name: all(map(torch.equal, found["text"][1], found[name][1])) for name in ("graded", "masked")}
     return {
         "loss": {name: loss for name, (loss, _, _) in found.items()},
