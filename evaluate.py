@@ -188,8 +188,9 @@ def main(config: Config) -> None:
     if "," in config.adapter:
         raise Mistake(f"--adapter names several: {config.adapter}; judge them one after another")
     model, tokenizer = load_run(config.from_, config.adapter, choose_device(config.device))
+    refuse(config, model)
     how = as_trained(config, tokenizer, longest_row(model))
-    if config.pairs or config.reference:
+    if config.pairs:
         print(judge_pairs(config, model, how))
         return
     examples = examples_for(config, model, how)
@@ -205,15 +206,28 @@ def main(config: Config) -> None:
         print(f"told right {told_right(model, examples, config.batch_size):.1%}")
 
 
+def refuse(config: Config, model: GPT) -> None:
+    """Raises a Mistake for a question that the model cannot answer."""
+    run, classes = config.adapter or config.from_, classes_of(model.attached)
+    if config.reference and (classes or not config.pairs):
+        raise Mistake("--reference goes with --pairs, and with a model that writes")
+    if config.pairs:
+        if not classes and not model.config.causal:
+            raise Mistake(f"{run} sees both sides and gives no score: it cannot judge --pairs")
+        return
+    if bool(classes) != bool(config.labelled or config.tagged):
+        what = "classes: --labelled or --tagged judges it" if classes else "tokens: --text or --instructions judges it"
+        what = "a score: --pairs judges it" if classes == SCORE else what
+        raise Mistake(f"{run} predicts {what}")
+    if config.instructions and not model.config.causal:
+        raise Mistake(f"{run} sees both sides and cannot answer: --text judges what it says behind masks")
+
+
 def judge_pairs(config: Config, model: GPT, how: Reading) -> str:
     """How well a reward model, or a model that writes, tells chosen responses from rejected ones."""
     run, classes = config.adapter or config.from_, classes_of(model.attached)
-    if not config.pairs or (config.reference and classes):
-        raise Mistake("--reference goes with --pairs, and with a model that writes")
     if classes:
         return report(model, scored_pairs(config.pairs, how, classes)[1], config.batch_size)
-    if not model.config.causal:
-        raise Mistake(f"{run} sees both sides and gives no score: it cannot judge --pairs")
     pairs, reference = from_pairs(config.pairs, how)[1], None
     if config.reference:
         reference, other = load_run(config.reference, "", model.wte.weight.device)
@@ -226,16 +240,9 @@ def judge_pairs(config: Config, model: GPT, how: Reading) -> str:
 
 def examples_for(config: Config, model: GPT, how: Reading) -> Sequence[Example]:
     """What is held out of the file, as the model can be asked for it: an encoder for masked tokens, the same ones as in
-    training. Raises a Mistake for a question that it cannot answer."""
-    run, classes = config.adapter or config.from_, classes_of(model.attached)
-    if bool(classes) != bool(config.labelled or config.tagged):
-        what = "classes: --labelled or --tagged judges it" if classes else "tokens: --text or --instructions judges it"
-        what = "a score: --pairs judges it" if classes == SCORE else what
-        raise Mistake(f"{run} predicts {what}")
-    if classes:
+    training."""
+    if classes := classes_of(model.attached):
         return from_labelled(config.labelled, config.tagged, how, classes)[1]
-    if not model.config.causal and config.instructions:
-        raise Mistake(f"{run} sees both sides and cannot answer: --text judges what it says behind masks")
     if config.instructions:
         return from_instructions(config.instructions, how)[1]
     rows = from_text(config.text, how)[1]
