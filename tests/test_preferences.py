@@ -369,7 +369,7 @@ def test_a_reward_that_is_not_a_number_ends_the_run(train, reward_model, monkeyp
         train("rlhf", reward=reward_model)
 
 
-def test_what_does_not_go_together_is_one_sentence(train, reward_model, base, pairs, text):
+def test_what_does_not_go_together_is_one_sentence(train, reward_model, base, pairs, text, capsys):
     with pytest.raises(Mistake, match="--samples must be from 2 to 1000, got 1"):
         train("rlhf", samples=1)
     with pytest.raises(Mistake, match="predicts classes"):
@@ -379,10 +379,12 @@ def test_what_does_not_go_together_is_one_sentence(train, reward_model, base, pa
     classifier = str(train("classifier", steps=1)[1])
     with pytest.raises(Mistake, match="gives a class to each text, not a score"):
         train("reward", init_from=classifier)
+    capsys.readouterr()
     with pytest.raises(Mistake, match="predicts a score: --pairs judges it"):
         evaluate.main(evaluate.Config(from_=reward_model, text=text, device="cpu"))
     with pytest.raises(Mistake, match="--reference goes with --pairs"):
         evaluate.main(evaluate.Config(from_=base, reference=base, instructions=pairs, device="cpu"))
+    assert capsys.readouterr().out == "", "it does not say how it judges first"
     with pytest.raises(Mistake, match="predicts no classes"):
         sample.main(sample.Config(from_=reward_model, classify=True, prompt="a", device="cpu"))
     for other, why in ((reward_model, "it predicts classes"), (str(train("mlm", steps=1)[1]), "it sees both sides")):
