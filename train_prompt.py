@@ -53,7 +53,7 @@ class Config:
     device: str = "auto"  # cuda, mps, cpu, or auto
     precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
     checkpoint_activations: bool = False  # keep only what enters a block and compute the rest twice, for less memory
-    compile: bool = False  # compile the blocks, for GPUs: the first step takes a minute, later ones less time
+    compile: bool = False  # compile the model, for GPUs: the first step takes a minute, later ones less time
     show_batch: bool = False  # show the first batch as the loss sees it, and what learns; then stop
     shard: bool = False  # split weights, gradients and optimizer over the processes that torchrun has started
 

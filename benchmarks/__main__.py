@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="steps of each contestant that count")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--compile", action="store_true", help="train: one more contestant, with blocks and loss compiled")
+    parser.add_argument(
+        "--compile", action="store_true", help="train: one more contestant, with blocks and loss compiled"
+    )
     parser.add_argument("--nanogpt", metavar="DIR", help="train: a checkout of nanoGPT to measure, too")
     parser.add_argument("--instructions", help="sft, frozen: what to learn from")
     parser.add_argument(

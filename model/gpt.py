@@ -239,15 +239,18 @@ class GPT(nn.Module):
 
         tokens: (B, T) ids; graded: (B, T) bool; positions as in hidden. Returns (B, T, V), or (N, V) with graded, row
         by row: the other logits are never computed. They are fp32 in any precision, for a loss that is. With
-        head_in_chunks, or compiled, what is returned stands for them in the loss (model/large_head.py).
+        head_in_chunks, or compiled, what is returned stands for them in the loss, and is the same to it
+        (model/large_head.py).
         """
         h = self.hidden(tokens, positions, cache)  # (B, T, C)
         if graded is not None:
             h = h[graded.nonzero(as_tuple=True)]  # (N, C): h[graded] would look for them in the backward pass again
-            in_chunks = self.head_in_chunks and len(h) > CHUNK
-            if in_chunks or (self.compiled_log_p and h.requires_grad):
-                log_p = partial(self.compiled_log_p or GPT.log_p, self)
-                return LogitsOfLoss(h, log_p, in_chunks)  # type: ignore[return-value]  # to the loss they are the same
+            compiled, learns = self.compiled_log_p, h.requires_grad
+            chunks = self.head_in_chunks or (compiled and not learns)  # which cost nothing where nothing learns
+            in_chunks = bool(chunks) and len(h) > CHUNK
+            if in_chunks or (compiled and learns):
+                log_p = partial(compiled if compiled and learns else GPT.log_p, self)
+                return LogitsOfLoss(h, log_p, in_chunks)  # type: ignore[return-value]
         return self.logits(h)
 
     def log_p(self, h: Tensor, targets: Tensor) -> Tensor:

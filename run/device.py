@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cli import Mistake
+from model.bert import BERT
 from model.fused_lora import fuse
 from model.generate import generate
 from model.gpt import GPT, CausalSelfAttention, GPTConfig
@@ -142,7 +143,8 @@ def set_up(model: GPT, config: Any, device: torch.device) -> str:
     model.checkpoint_activations = config.checkpoint_activations
     rows = -(-config.batch_size // ranks.rank_and_size()[1]) * (2 if hasattr(config, "pairs") else 1)
     positions, memory = rows * config.block_size, memory_there(device)
-    is_all_asked_for = model.head is not None or hasattr(config, "samples")  # RLHF measures the logits' entropy too
+    # RLHF measures the logits' entropy too, and BERT makes them by itself
+    is_all_asked_for = model.head is not None or hasattr(config, "samples") or isinstance(model, BERT)
     logits = positions * model.config.vocab_size * bytes_of_a_logit(config.compile, model.precision.itemsize)
     model.head_in_chunks = not is_all_asked_for and head_in_chunks(config, device, positions, logits, memory)
     model.head_padded = device.type == "cuda" and model.precision != torch.float32
@@ -158,8 +160,8 @@ def set_up(model: GPT, config: Any, device: torch.device) -> str:
 
 def head_in_chunks(config: Any, device: torch.device, positions: int, logits: float, memory: float | None) -> bool:
     """Whether the head and the loss are computed chunk by chunk, and twice (model/large_head.py): with
-    --checkpoint-activations, and on a GPU where all logits, their logarithms and their gradients would take more than a
-    quarter of its memory. Not with --shard, which has no weights of the head outside of the model's forward pass.
+    --checkpoint-activations, and on a GPU where what the loss holds of all logits would take more than a quarter of its
+    memory. Not with --shard, which has no weights of the head outside of the model's forward pass.
 
     positions: those of a micro-batch in this process, the most that can be graded; logits: what all of theirs would
     take, and memory: what there is, in bytes.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from data.masked import CHOSEN
+from model.bert import BERTConfig
 from model.gpt import GPTConfig
 from model.large_head import CHUNK, bytes_of_a_logit
 from run.device import choose_precision, fused_attention_pays, head_in_chunks
@@ -69,7 +70,8 @@ class Run:
         graded = min(config.graded, CHOSEN) if config.method == "mlm" else config.graded
         self.n_graded = max(1, round(graded * self.positions))  # N
         self.n_graded = rows if config.method == "reward" else self.n_graded
-        for_loss_alone = self.tied and config.method != "rlhf"  # which also measures the logits' entropy
+        # RLHF measures the logits' entropy too, and BERT makes them by itself
+        for_loss_alone = self.tied and config.method != "rlhf" and not isinstance(shape, BERTConfig)
         self.compiled = config.compile and for_loss_alone and not config.shard  # the head, in one piece with the loss
         self.of_a_logit = bytes_of_a_logit(self.compiled, self.width)
         logits = self.positions * shape.vocab_size * bytes_of_a_logit(config.compile, self.width)
@@ -160,10 +162,12 @@ class Run:
         head = 1 if self.full and self.tied else 0  # one gradient of wte, before it is added up
         logit = min(4, self.of_a_logit)  # bytes that the loss keeps of it
         held = 0 if self.in_chunks or self.compiled else 4  # and log_p, which has a name in the loop
+        judged = min(CHUNK, self.n_graded) if self.compiled else self.n_at_once  # at a time, where nothing learns
         # gradients of all that learns · more of wte · activations and what they are · bytes of each logit
         yield self.moment("at the end of the forward pass", before, 0, top + cast, kept_is, logit)
         if self.reference:
             asked, asked_is = self.frozen_block()
+            asked = max(asked, 8 * judged * self.n_logits if self.compiled else 0)
             yield self.moment("when the reference is asked", before, 0, top + asked, f"{kept_is}; {asked_is}", logit)
         chunk = head if self.in_chunks else 0  # the chunks before have one too, and their inputs' gradients are there
         top += head_input if self.in_chunks else 0
@@ -176,7 +180,7 @@ class Run:
             there, there_is = self.frozen_block()
             yield self.moment("in a block that does not learn", before, 0, there, there_is, 0)
         yield self.moment("at the end of the backward pass", True, head * (2 + before), prompt + x, entered, held)
-        yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 12)
+        yield self.moment("in an evaluation", False, 0, x, "what leaves the last block", 8 + held, judged)
 
     def frozen_block(self) -> tuple[int, str]:
         """Of a block through which no gradient passes, at its MLP: the stream, what enters, and both sides of GELU."""
@@ -184,8 +188,11 @@ class Run:
         there = self.positions * (4 * C + 9 * C * self.width + (T if self.is_masked else 0))
         return there, "one block at work, of which nothing is kept"
 
-    def moment(self, when: str, gradients: bool, heads: int, activations: int, they_are: str, logit: int) -> Moment:
+    def moment(
+        self, when: str, gradients: bool, heads: int, activations: int, they_are: str, logit: int, at_once: int = 0
+    ) -> Moment:
         V, C, n = self.shape.vocab_size, self.shape.n_embd, self.base + self.adapter
+        at_once = at_once or self.n_at_once
         share = f", in {self.parts} parts" if self.parts > 1 else ""
         gradients_are = [f"4 bytes for each that learns{share}"] * gradients
         gradients_are += [f"{heads} × 4 bytes × V × C: wte's, before they are added up"] * (heads > 0)
@@ -198,13 +205,14 @@ class Run:
             parts["asked"] = 4 * beside, f"4 bytes for each of {beside:,} in the reference{whose}, which do not learn"
         held = 4 * self.learning * gradients / self.parts + heads * 4 * V * C
         adamw_is = f"2 × 4 bytes for each of {self.learning:,} that learn{share}"
-        graded = f"{self.n_at_once:,} {'of the ' * self.in_chunks}graded tokens{' at a time' * self.in_chunks}"
+        some = at_once < self.n_graded
+        graded = f"{at_once:,} {'of the ' * some}graded tokens{' at a time' * some}"
         of = f"{self.n_logits:,} {'in the vocabulary' if self.tied else 'classes'}"
-        logits_are = f"{logit if self.compiled else f'{logit // 4} × 4'} bytes × N × V: {graded} × {of}"
+        logits_are = f"{logit if logit % 4 else f'{logit // 4} × 4'} bytes × N × V: {graded} × {of}"
         parts["gradients"] = held, " + ".join(gradients_are) or "none then"
         parts["AdamW"] = 8 * self.learning / self.parts, adamw_is
         parts["activations"] = activations, they_are
-        parts["logits"] = logit * self.n_at_once * self.n_logits, logits_are
+        parts["logits"] = logit * at_once * self.n_logits, logits_are
         if self.device != "cpu":
             tensors = sum(n for n, _ in parts.values())
             parts["gaps"] = GPU_GAPS * tensors, f"{GPU_GAPS} × all of that: the allocator's, between tensors"

@@ -28,7 +28,7 @@ from data.examples import n_to_judge_by, next_token
 from model import gpt, large_head
 from model.gpt import GPT, GPTConfig
 from model.lora import apply_lora
-from run import device, fits, memory, ranks, resume
+from run import device, fits, memory, plan, ranks, resume
 from run.session import Session
 
 ROOT = Path(__file__).parent.parent
@@ -108,17 +108,24 @@ def only_traced(monkeypatch):
 
 
 @pytest.mark.parametrize("script, precision", [("sft", "fp32"), ("sft", "fp16"), ("dpo", "fp32")])
-@pytest.mark.parametrize("flag", ["checkpoint_activations", "compile"])
+@pytest.mark.parametrize("flags", [{"checkpoint_activations"}, {"compile"}, {"checkpoint_activations", "compile"}])
 def test_a_run_whose_logits_are_for_the_loss_alone_has_the_losses_of_one_with_all(
-    train, flag, script, precision, chunks_of_7, only_traced, capsys
+    train, flags, script, precision, chunks_of_7, only_traced, monkeypatch, capsys
 ):
     """fp16 too, whose gradients are scaled where they enter the logits; and DPO, whose reference is a copy."""
     settings = {"steps": 5, "learning_rate": 3e-3, "precision": precision}
     _, plain = train(script, **settings)
     assert "at a time" not in capsys.readouterr().out
-    _, run = train(script, **settings, **{flag: True})
+    at_once, logits = {True: [], False: []}, gpt.GPT.logits  # by whether something learns
+    monkeypatch.setattr(
+        gpt.GPT, "logits", lambda model, h: at_once[h.requires_grad].append(h.numel() // h.size(-1)) or logits(model, h)
+    )
+    _, run = train(script, **settings, **dict.fromkeys(flags, True))
     in_chunks = "head and loss 7 positions at a time, for less memory" in capsys.readouterr().out
-    assert in_chunks == (flag == "checkpoint_activations")
+    assert in_chunks == ("checkpoint_activations" in flags)
+    assert max(at_once[False]) <= 7
+    if "compile" not in flags:  # whose tracing meets any number
+        assert max(at_once[True]) <= 7
     for column in ("loss", "grad_norm"):
         expected, found = ([float(value) for value in metrics(which, column)] for which in (plain, run))
         assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 2e-2)
@@ -171,6 +178,26 @@ def test_the_head_is_in_chunks_where_its_logits_would_take_a_quarter_of_a_gpu():
     assert chosen(checkpoint_activations=True) and chosen(checkpoint_activations=True, place=CPU)
     assert not chosen(checkpoint_activations=True, shard=True), "the weights are not there when the loss is computed"
     assert not chosen(checkpoint_activations=True, positions=1024)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_and_its_plan_choose_chunks_alike(compile, precision, model, only_traced, monkeypatch):
+    """By what the loss holds: 12 bytes of each logit, or compiled as many as a product has."""
+    monkeypatch.setattr(device, "check_compiler", lambda device: None)
+    each = (4 if precision == "fp32" else 2) if compile else 12
+    for memory_there, in_chunks in [(4 * each * 8192 * 61 - 1, True), (4 * each * 8192 * 61, False)]:
+        monkeypatch.setattr(device, "memory_there", lambda device, there=memory_there: there)
+        device.set_up(model, config(compile=compile, precision=precision), CUDA)
+        settings = {"compile": compile, "precision": precision, "device": "cuda", "batch_size": 8, "block_size": 1024}
+        planned = memory.Run(plan.Config(init_from="x", **settings), model.config, memory=memory_there)
+        assert model.head_in_chunks == planned.in_chunks == in_chunks
+
+
+@pytest.mark.parametrize("settings", [{"method": "rlhf"}, {"method": "classifier"}, {"shard": True, "ranks": 2}])
+def test_the_plan_knows_where_the_loss_is_not_compiled(settings, model):
+    planned = memory.Run(plan.Config(init_from="x", compile=True, device="cpu", **settings), model.config)
+    assert not planned.compiled and planned.of_a_logit == 12
 
 
 def test_the_head_is_padded_on_a_gpu_in_half_precision_alone(model, monkeypatch):

@@ -141,6 +141,7 @@ RUNS = {
     "adapter, bf16": {"method": "adapter", "precision": "bf16", "width": 40, "mlp_only": True},
     "head in chunks, bf16": {"batch_size": 24, "checkpoint_activations": True, "precision": "bf16"},
     "compiled": {"compile": True, "batch_size": 24},
+    "DPO, compiled": {"method": "dpo", "compile": True, "batch_size": 16, "graded": 0.3},
     "LoRA, head in chunks": {"method": "lora", "batch_size": 12, "checkpoint_activations": True},
     "prefix": {"method": "prefix", "block_size": 112},
     "prompt": {"method": "prompt", "block_size": 64, "length": 64},
