@@ -183,7 +183,7 @@ class GPT(nn.Module):
         """torch.compile for each block; a block with a cache that grows goes on uncompiled. And for the head, in one
         piece with the loss that the scripts write: where all that is read of the logits is the targets'."""
         self.compiled = True
-        self.compiled_log_p = torch.compile(GPT.log_p) if with_loss else None
+        self.compiled_log_p = torch.compile(GPT.log_p_to_compile) if with_loss else None
         torch._dynamo.config.recompile_limit = 64  # rows of one length or any, packed, with gradients and without: 9
         for block in self.blocks:
             block.compile()
@@ -254,9 +254,15 @@ class GPT(nn.Module):
         return self.logits(h)
 
     def log_p(self, h: Tensor, targets: Tensor) -> Tensor:
-        """What the scripts' loss reads of the logits: log_softmax(-1).gather(-1, targets), (N, C), (N, 1) -> (N, 1). In
-        this form a compiler sees that no other logarithm is needed, and writes the gradient over the logits."""
-        return -F.cross_entropy(self.logits(h), targets.squeeze(-1), reduction="none").unsqueeze(-1)
+        """What the scripts' loss reads of the logits: (N, C), (N, 1) -> (N, 1)."""
+        return self.logits(h).log_softmax(-1).gather(-1, targets)
+
+    def log_p_to_compile(self, h: Tensor, targets: Tensor) -> Tensor:
+        """The same function, in a form of which a compiler makes one pass over the logits, and a second one that writes
+        the gradient over them: gather's own gradient begins with as many zeros."""
+        logits = self.logits(h)  # (N, V)
+        is_target = torch.arange(logits.size(-1), device=logits.device) == targets  # (N, V)
+        return torch.where(is_target, logits, 0.0).sum(-1, keepdim=True) - logits.logsumexp(-1, keepdim=True)
 
     def logits(self, h: Tensor) -> Tensor:
         """Of states, (…, C): (…, V)."""
