@@ -31,7 +31,7 @@ from data.examples import render_prompt
 from data.tokenizer import load_tokenizer
 from model.adapter import apply_adapter
 from model.fused_lora import fuse
-from model.gpt import GPT, CausalSelfAttention, GPTConfig, visible_in
+from model.gpt import GPT, Block, CausalSelfAttention, GPTConfig, visible_in
 from model.head import let_learn, new_head
 from model.lora import apply_lora
 from model.prefix import apply_prefix, apply_soft_prompt
@@ -95,6 +95,7 @@ def measure(world, tmp_path, monkeypatch):
         if hasattr(script, "generate"):
             monkeypatch.setattr(script, "generate", lambda *args, **kwargs: [[]])  # some ids are no bytes
         monkeypatch.setattr(show, "filled", lambda *args: "")
+        monkeypatch.setattr(Block, "compile", lambda block: None)  # it takes a minute; what it keeps is up to PyTorch
         same = {field.name for field in fields(planned)} & {field.name for field in fields(script.Config)}
         to_the_end = {"max_new_tokens": round(planned.graded * T)} if planned.method == "rlhf" else {}
         config = script.Config(
