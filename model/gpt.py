@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.large_head import CHUNK, LogitsOfLoss, padded_linear
+from model.large_head import log_p_to_compile, logits_of_loss, padded_linear
 
 
 @dataclass
@@ -183,7 +182,7 @@ class GPT(nn.Module):
         """torch.compile for each block; a block with a cache that grows goes on uncompiled. And for the head, in one
         piece with the loss that the scripts write: where all that is read of the logits is the targets'."""
         self.compiled = True
-        self.compiled_log_p = torch.compile(GPT.log_p_to_compile) if with_loss else None
+        self.compiled_log_p = torch.compile(log_p_to_compile) if with_loss else None
         torch._dynamo.config.recompile_limit = 64  # rows of one length or any, packed, with gradients and without: 9
         for block in self.blocks:
             block.compile()
@@ -239,30 +238,14 @@ class GPT(nn.Module):
 
         tokens: (B, T) ids; graded: (B, T) bool; positions as in hidden. Returns (B, T, V), or (N, V) with graded, row
         by row: the other logits are never computed. They are fp32 in any precision, for a loss that is. With
-        head_in_chunks, or compiled, what is returned stands for them in the loss, and is the same to it
-        (model/large_head.py).
+        head_in_chunks, or compiled, what is returned may stand for them in the loss (model/large_head.py).
         """
         h = self.hidden(tokens, positions, cache)  # (B, T, C)
         if graded is not None:
             h = h[graded.nonzero(as_tuple=True)]  # (N, C): h[graded] would look for them in the backward pass again
-            compiled, learns = self.compiled_log_p, h.requires_grad
-            chunks = self.head_in_chunks or (compiled and not learns)  # which cost nothing where nothing learns
-            in_chunks = bool(chunks) and len(h) > CHUNK
-            if in_chunks or (compiled and learns):
-                log_p = partial(compiled if compiled and learns else GPT.log_p, self)
-                return LogitsOfLoss(h, log_p, in_chunks)  # type: ignore[return-value]
+            if self.head_in_chunks or self.compiled_log_p:
+                return logits_of_loss(self, h)  # type: ignore[return-value]  # to the loss they are the same
         return self.logits(h)
-
-    def log_p(self, h: Tensor, targets: Tensor) -> Tensor:
-        """What the scripts' loss reads of the logits: (N, C), (N, 1) -> (N, 1)."""
-        return self.logits(h).log_softmax(-1).gather(-1, targets)
-
-    def log_p_to_compile(self, h: Tensor, targets: Tensor) -> Tensor:
-        """The same function, in a form of which a compiler makes one pass over the logits, and a second one that writes
-        the gradient over them: gather's own gradient begins with as many zeros."""
-        logits = self.logits(h)  # (N, V)
-        is_target = torch.arange(logits.size(-1), device=logits.device) == targets  # (N, V)
-        return torch.where(is_target, logits, 0.0).sum(-1, keepdim=True) - logits.logsumexp(-1, keepdim=True)
 
     def logits(self, h: Tensor) -> Tensor:
         """Of states, (…, C): (…, V)."""

@@ -6,6 +6,8 @@ Shapes: N graded positions · C channels · V vocabulary
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,28 @@ def bytes_of_a_logit(compiled: bool, width: int) -> int:
     gradients three numbers of fp32 at a time. Compiled, it is one number of so many bytes (width), as the product with
     the head wrote it: measured on a CPU."""
     return width if compiled else 3 * 4
+
+
+def log_p(model: Any, h: Tensor, targets: Tensor) -> Tensor:
+    """What the scripts' loss reads of a GPT's logits: (N, C), (N, 1) -> (N, 1)."""
+    return model.logits(h).log_softmax(-1).gather(-1, targets)
+
+
+def log_p_to_compile(model: Any, h: Tensor, targets: Tensor) -> Tensor:
+    """The same function, in a form of which a compiler makes one pass over the logits, and a second one that writes the
+    gradient over them: gather's own gradient begins with as many zeros."""
+    logits = model.logits(h)  # (N, V)
+    is_target = torch.arange(logits.size(-1), device=logits.device) == targets  # (N, V)
+    return torch.where(is_target, logits, 0.0).sum(-1, keepdim=True) - logits.logsumexp(-1, keepdim=True)
+
+
+def logits_of_loss(model: Any, h: Tensor) -> "LogitsOfLoss | Tensor":
+    """Of a GPT whose head is asked for in chunks, or is compiled, for states h, (N, C): what stands for their logits,
+    or, of few positions, the logits themselves, (N, V)."""
+    compiled = model.compiled_log_p if h.requires_grad else None
+    free = model.compiled_log_p is not None and not h.requires_grad  # where nothing learns, chunks cost nothing
+    in_chunks = len(h) > CHUNK and (model.head_in_chunks or free)
+    return LogitsOfLoss(h, partial(compiled or log_p, model), in_chunks) if compiled or in_chunks else model.logits(h)
 
 
 class LogitsOfLoss:

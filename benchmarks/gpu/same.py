@@ -21,6 +21,7 @@ from data.batches import Batch, collate
 from data.examples import next_token, packed
 from model.fused_lora import fuse
 from model.gpt import GPT, GPTConfig, evaluating
+from model.large_head import log_p_to_compile
 from model.lora import apply_lora
 from run import ranks
 from run.device import GradientScale
@@ -143,7 +144,7 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 def heads(on: On, tell: Notes) -> None:
     """The head in chunks, padded, and compiled with the loss computes what the plain one does."""
-    forms = {"head_in_chunks": True, "head_padded": True, "compiled_log_p": compiler(on)(GPT.log_p_to_compile)}
+    forms = {"head_in_chunks": True, "head_padded": True, "compiled_log_p": compiler(on)(log_p_to_compile)}
     for precision, name, most in ((FP32, "fp32", 1e-5), (BF16, "bf16", 2e-2)):
         model, learns = new_model(on, precision)
         batch = random_batch(16, 128)
