@@ -94,6 +94,14 @@ def test_both_forms_of_the_head_compute_what_the_plain_one_does(model, batch, fo
         assert max(computed) == 7 and sum(computed) == 2 * n, "each chunk twice"
 
 
+def test_chunks_of_a_compiled_head_are_chunks_and_compiled(model, batch, chunks_of_7):
+    computed = []
+    model.head_in_chunks = True
+    model.compiled_log_p = lambda model, h, targets: computed.append(len(h)) or large_head.log_p(model, h, targets)
+    loss_and_gradients(model, batch)
+    assert max(computed) == 7 and sum(computed) == 2 * int(batch.graded.sum())
+
+
 def test_logits_of_few_positions_are_the_plain_tensor(model, batch):
     """What one steps through; and what generate, and a picture of likeliest tokens, read."""
     model.head_in_chunks = True
