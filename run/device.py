@@ -145,8 +145,9 @@ def set_up(model: GPT, config: Any, device: torch.device) -> str:
     positions, memory = rows * config.block_size, memory_there(device)
     # RLHF measures the logits' entropy too, and BERT makes them by itself
     is_all_asked_for = model.head is not None or hasattr(config, "samples") or isinstance(model, BERT)
-    logits = positions * model.config.vocab_size * bytes_of_a_logit(config.compile, model.precision.itemsize)
-    model.head_in_chunks = not is_all_asked_for and head_in_chunks(config, device, positions, logits, memory)
+    model.head_in_chunks = not is_all_asked_for and head_in_chunks(
+        config, device, positions, model.config.vocab_size, model.precision.itemsize, memory
+    )
     model.head_padded = device.type == "cuda" and model.precision != torch.float32
     fused = fused_attention_pays(model.precision, device, config.block_size)
     for module in model.modules():
@@ -158,14 +159,17 @@ def set_up(model: GPT, config: Any, device: torch.device) -> str:
     return f"{why}; head and loss {CHUNK:,} positions at a time, for less memory" if model.head_in_chunks else why
 
 
-def head_in_chunks(config: Any, device: torch.device, positions: int, logits: float, memory: float | None) -> bool:
+def head_in_chunks(
+    config: Any, device: torch.device, positions: int, vocab_size: int, width: int, memory: float | None
+) -> bool:
     """Whether the head and the loss are computed chunk by chunk, and twice (model/large_head.py): with
     --checkpoint-activations, and on a GPU where what the loss holds of all logits would take more than a quarter of its
     memory. Not with --shard, which has no weights of the head outside of the model's forward pass.
 
-    positions: those of a micro-batch in this process, the most that can be graded; logits: what all of theirs would
-    take, and memory: what there is, in bytes.
+    positions: those of a micro-batch in this process, the most that can be graded; width: bytes of a number in matrix
+    products; memory: what there is, in bytes.
     """
+    logits = positions * vocab_size * bytes_of_a_logit(config.compile, width)
     large = device.type != "cpu" and memory is not None and logits > memory / 4
     return positions > CHUNK and not config.shard and (config.checkpoint_activations or large)
 

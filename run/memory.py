@@ -74,8 +74,7 @@ class Run:
         for_loss_alone = self.tied and config.method != "rlhf" and not isinstance(shape, BERTConfig)
         self.compiled = config.compile and for_loss_alone and not config.shard  # the head, in one piece with the loss
         self.of_a_logit = bytes_of_a_logit(self.compiled, self.width)
-        logits = self.positions * shape.vocab_size * bytes_of_a_logit(config.compile, self.width)
-        in_chunks = head_in_chunks(config, device, self.positions, logits, memory)
+        in_chunks = head_in_chunks(config, device, self.positions, shape.vocab_size, self.width, memory)
         self.in_chunks = in_chunks and for_loss_alone and self.n_graded > CHUNK
         self.n_at_once = CHUNK if self.in_chunks else self.n_graded  # positions whose logits are there at a time
         C = shape.n_embd

@@ -45,9 +45,7 @@ class Config:
     device: str = "auto"  # cuda, mps, cpu, or auto; cuda and mps can be planned for where they are not
     precision: str = "auto"  # of matrix products: fp32, bf16, fp16, or auto, which takes what the device does well
     checkpoint_activations: bool = False  # keep only what enters a block and compute the rest twice, for less memory
-    compile: bool = (
-        False  # compile the model: no logarithm of a logit is then written out, and blocks keep less than is told
-    )
+    compile: bool = False  # compile the model: the loss holds less of each logit, and blocks less than is told
 
 
 def main(config: Config) -> None:

@@ -133,9 +133,7 @@ def both(run):
 
 # ---- the scripts -----------------------------------------------------------------------------------------------------
 
-SCRIPTS = (
-    """pretrain sft lora lora_sft adapter prefix prompt prompt_sft classifier tagger mlm reward dpo rlhf""".split()
-)
+SCRIPTS = "pretrain sft lora lora_sft adapter prefix prompt prompt_sft classifier tagger mlm reward dpo rlhf".split()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,8 +1,10 @@
 """A user's mistake ends as one sentence that says what, where and what to do, with exit code 2 and no traceback."""
 
+import inspect
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -224,7 +226,10 @@ def test_help_tells_each_flags_meaning_and_default(script, monkeypatch, capsys):
         command_line(SCRIPTS[script].main, SCRIPTS[script].Config)
     said = " ".join(capsys.readouterr().out.split())
     assert exit.value.code == 0
+    source = inspect.getsource(SCRIPTS[script].Config)
     for field in dataclasses.fields(SCRIPTS[script].Config):
+        [meaning] = re.findall(rf"^ +{field.name}: .*?  # (.+)$", source, re.MULTILINE)
+        assert " ".join(meaning.split()) in said
         assert "--" + field.name.strip("_").replace("_", "-") in said
         if field.default not in ("", False, dataclasses.MISSING):
             assert f"(default: {field.default})" in said
